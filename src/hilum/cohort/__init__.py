@@ -1,0 +1,1 @@
+"""Many studies: preparation, stores, splits."""

@@ -1,0 +1,1 @@
+"""Evidence: every number we publish."""

@@ -1,0 +1,1 @@
+"""Outside world <-> CTVolume. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Truth by construction: chest CTs whose every voxel is known. Synthetic, and called so everywhere."""

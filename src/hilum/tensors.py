@@ -1,0 +1,35 @@
+"""Every tensor that one room hands to another. The torch half of `types.py`; importing it imports torch.
+
+B batch, C input windows, X Y Z voxels of the model grid (RAS+), O organ channels, D findings.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+ScanBatch: TypeAlias = Float[Tensor, "B 1 X Y Z"]
+"""HU scaled by `cohort.prep` (value / 1000, clipped to [-1.024, 3.071])."""
+
+OrganLogits: TypeAlias = Float[Tensor, "B O X Y Z"]
+"""One sigmoid channel per organ of `text.vocabulary.ORGAN_CHANNELS`."""
+
+AnomalyLogits: TypeAlias = Float[Tensor, "B D U V W"]
+"""One sigmoid map per finding, at full or half resolution."""
+
+Labels: TypeAlias = Float[Tensor, "B D"]
+"""Tri-state: 1 present, 0 absent, NaN unknown."""
+
+ScanProbabilities: TypeAlias = Float[Tensor, "B D"]
+"""Scan-level probability per finding."""
+
+OrganMasks: TypeAlias = Bool[Tensor, "B O X Y Z"]
+"""Ground-truth organ masks."""
+
+VoxelTensor: TypeAlias = Float[Tensor, "X Y Z"]
+"""One scalar per voxel of a working grid."""
+
+MaskTensor: TypeAlias = Bool[Tensor, "X Y Z"]
+"""One bit per voxel of a working grid."""

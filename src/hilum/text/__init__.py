@@ -1,0 +1,1 @@
+"""Report -> what can be learned. Never imports torch."""
