@@ -1,6 +1,7 @@
 """Write beside, flush, rename: no half file ever stands under a final name, whatever kills the process.
 
-A temporary name starts with `.hilum-` and ends with `.tmp`; a leftover after a kill is harmless and may be deleted.
+A temporary name starts with `.hilum-` and ends with `.tmp`; a leftover is harmless.
+Replacing a folder takes two renames: a kill between them leaves the old one whole, beside, under such a name.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """
     final = Path(path)
     if final.is_dir():
-        raise OutputError("OUTPUT_EXISTS", "the output is a file", expected="no folder", got="a folder", path=final)
+        raise OutputError("OUTPUT_EXISTS", "the output is a file", got="a folder", path=final)
     beside = _beside(final)
     try:
         file = beside.open("xb+")
@@ -61,7 +62,8 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         A temporary folder beside `path` to write into. On an exception it is removed and `path` is untouched.
 
     Raises:
-        OutputError: `path` exists and not `overwrite` (`OUTPUT_EXISTS`), or cannot be written (`OUTPUT_UNWRITABLE`).
+        OutputError: `path` exists and not `overwrite` (`OUTPUT_EXISTS`), or the place cannot be
+            written (`OUTPUT_UNWRITABLE`).
     """
     final = Path(path)
     _refuse_existing(final, overwrite)

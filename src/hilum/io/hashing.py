@@ -1,4 +1,4 @@
-"""sha256 of what was read: of one file, of a stream while it is read, of a series independent of file names."""
+"""sha256 of what was read: of a file, of a stream, of a series independent of file names."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 Mode = Literal["refuse", "repair", "report-only"]
-"""refuse: a repair stops too. repair: unique, lossless fixes are applied. report-only: only the undecodable stops."""
+"""refuse: a repair stops too. repair: unique, lossless fixes are made. report-only: nothing decodable stops."""
 
 
 @dataclass(frozen=True)
