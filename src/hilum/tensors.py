@@ -33,3 +33,6 @@ VoxelTensor: TypeAlias = Float[Tensor, "X Y Z"]
 
 MaskTensor: TypeAlias = Bool[Tensor, "X Y Z"]
 """One bit per voxel of a working grid."""
+
+GridTensor: TypeAlias = Float[Tensor, "U V W"]
+"""One scalar per voxel of another grid than `X Y Z` (after resampling)."""

@@ -26,6 +26,9 @@ LabelVolume: TypeAlias = UInt8[np.ndarray, "X Y Z"]
 ProbabilityMap: TypeAlias = Float32[np.ndarray, "X Y Z"]
 """Per-voxel probability in [0, 1]."""
 
+GridMap: TypeAlias = Float32[np.ndarray, "U V W"]
+"""One value per voxel of a model's grid, which is not the volume's grid `X Y Z`."""
+
 AffineRas: TypeAlias = Float64[np.ndarray, "4 4"]
 """Voxel index -> patient mm, RAS+."""
 

@@ -1,0 +1,140 @@
+"""One preparation for training, exam, API and demo: HU on any grid -> a body-cropped grid in millimetres, and back.
+
+The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the body and padded with air to a
+multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre stays a millimetre.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import cc3d
+import numpy as np
+import torch
+
+from hilum.cohort.resample import resample
+from hilum.errors import RunError, UsageError
+from hilum.geometry import Geometry
+from hilum.tensors import ScanBatch
+from hilum.types import GridMap, MaskVolume, ProbabilityMap
+from hilum.volume import CTVolume
+
+AIR_HU = -1024.0
+
+
+@dataclass(frozen=True)
+class PrepTrace:
+    """What was done, and the way back.
+
+    Args:
+        source: grid of the volume (nearest RAS+ axes). grid: grid of the prepared tensor. prep: the settings.
+    """
+
+    source: Geometry
+    grid: Geometry
+    prep: Prep
+
+    def invert(self, values: GridMap) -> ProbabilityMap:
+        """A map on `grid` -> linear interpolation on `source`; 0 outside the prepared field."""
+        if values.shape != self.grid.shape:
+            raise RunError("GRID_MISMATCH", "a map lies on its grid", expected=self.grid.shape, got=values.shape)
+        tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+        return resample(tensor, self.grid, self.source, outside="zero").numpy()
+
+    def as_dict(self) -> dict:
+        """For receipts."""
+        return {
+            "prep": asdict(self.prep),
+            "source_shape": self.source.shape,
+            "source_spacing_mm": [round(s, 5) for s in self.source.spacing_mm],
+            "grid_shape": self.grid.shape,
+            "grid_affine_ras": np.round(self.grid.affine_ras, 4).tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Prep:
+    """Settings of the preparation; part of a model's preset.
+
+    Args:
+        spacing_mm: of the isotropic grid. multiple: each axis is padded to a multiple of this, in voxels.
+        margin_mm: kept around the body. max_extent_mm: longest body axis accepted (memory plan, G01).
+    """
+
+    spacing_mm: float = 3.0
+    multiple: int = 16
+    margin_mm: float = 6.0
+    max_extent_mm: float = 900.0
+
+    def apply(self, volume: CTVolume) -> tuple[ScanBatch, PrepTrace]:
+        """HU -> tensor [1, 1, X, Y, Z] of HU / 1000 and the trace that undoes the grid.
+
+        Raises:
+            UsageError: `MEMORY_PLAN` when the body is longer than `max_extent_mm`.
+        """
+        hu = torch.from_numpy(np.clip(volume.hu, AIR_HU, 3071.0))
+        coarse = self._whole_grid(volume.geometry)
+        low = resample(hu, volume.geometry, coarse)
+        grid = self._body_grid(coarse, body_mask(low.numpy()))
+        tensor = resample_window(low, coarse, grid)
+        return (tensor / 1000.0)[None, None], PrepTrace(volume.geometry, grid, self)
+
+    def _whole_grid(self, source: Geometry) -> Geometry:
+        extent = np.array(source.extent_mm)
+        if extent.max() > self.max_extent_mm:
+            raise UsageError(
+                "MEMORY_PLAN",
+                "a chest CT fits the memory plan",
+                expected=f"<= {self.max_extent_mm:.0f} mm",
+                got=f"{extent.max():.0f} mm",
+                hint="Crop the scan to the chest first.",
+            )
+        shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
+        # centred, so that no border of the field is favoured
+        start = ((np.array(source.shape) - 1) - (shape - 1) * self.spacing_mm / np.array(source.spacing_mm)) / 2
+        return subgrid(source, start, self.spacing_mm / np.array(source.spacing_mm), shape)
+
+    def _body_grid(self, coarse: Geometry, body: MaskVolume) -> Geometry:
+        margin = round(self.margin_mm / self.spacing_mm)
+        starts, sizes = [], []
+        for axis in range(3):
+            used = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
+            low, high = (0, body.shape[axis] - 1) if axis == 2 or used.size == 0 else (used[0], used[-1])
+            low, high = max(0, low - margin), min(body.shape[axis] - 1, high + margin)
+            size = -(-(high - low + 1) // self.multiple) * self.multiple
+            starts.append(low - (size - (high - low + 1)) // 2)
+            sizes.append(size)
+        return subgrid(coarse, np.array(starts), np.ones(3), np.array(sizes))
+
+
+def subgrid(grid: Geometry, start_vox: np.ndarray, step_vox: np.ndarray, shape: np.ndarray) -> Geometry:
+    """The grid that starts at `start_vox` of `grid` and steps `step_vox` of its voxels."""
+    affine = grid.affine_ras.copy()
+    affine[:3, 3] = grid.to_mm(start_vox)[0]
+    affine[:3, :3] = grid.affine_ras[:3, :3] * step_vox[None]
+    return Geometry((int(shape[0]), int(shape[1]), int(shape[2])), affine, grid.frame_uid)
+
+
+def resample_window(values: torch.Tensor, source: Geometry, window: Geometry) -> torch.Tensor:
+    """Copy the integer-aligned `window` out of `source`, air outside."""
+    start = np.round(source.to_vox(window.affine_ras[:3, 3])[0]).astype(int)
+    out = torch.full(window.shape, AIR_HU, dtype=values.dtype)
+    into, taken = [], []
+    for axis in range(3):
+        low = max(0, -start[axis])
+        high = min(window.shape[axis], source.shape[axis] - start[axis])
+        into.append(slice(low, high))
+        taken.append(slice(low + start[axis], high + start[axis]))
+    out[tuple(into)] = values[tuple(taken)]
+    return out
+
+
+def body_mask(hu: np.ndarray, threshold_hu: float = -400.0) -> MaskVolume:
+    """Largest connected piece denser than `threshold_hu`: the body with walls of the chest, without a thin table."""
+    dense = hu > threshold_hu
+    labels, count = cc3d.connected_components(dense, connectivity=6, return_N=True)
+    if count == 0:
+        return np.zeros(hu.shape, dtype=bool)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == int(sizes.argmax())
