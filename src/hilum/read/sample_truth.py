@@ -1,4 +1,4 @@
-"""The masks that come with public scans, put on the scan's RAS+ grid: label maps, and LIDC-IDRI's contours."""
+"""The masks that come with public scans, put on the scan's RAS+ grid: label maps, LIDC-IDRI's contours."""
 
 from __future__ import annotations
 
@@ -47,11 +47,13 @@ def contour_mask(database: Path, patient: str, grid: Geometry, share: float = 0.
 
     Args:
         database: sqlite file of LIDC-IDRI's annotations, opened read-only.
-        patient: e.g. ``LIDC-IDRI-0001``. grid: axial RAS+ grid with as many columns and rows as the DICOM frame.
+        patient: e.g. ``LIDC-IDRI-0001``.
+        grid: axial RAS+ grid with as many columns and rows as the DICOM frame.
         share: of the readers, 0..1.
 
-    Contour points are (column, row) of the DICOM frame, which grow to the patient's left and back; RAS+ axes grow the
-    other way. The points are the first pixels outside the nodule (LIDC-IDRI's reading protocol), so they are not filled.
+    Contour points are (column, row) of the DICOM frame, which grow to the patient's left and back; RAS+ axes
+    grow the other way. The points are the first pixels outside the nodule (LIDC-IDRI's reading protocol), so
+    they are not filled.
     """
     with closing(
         sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro&immutable=1", uri=True)

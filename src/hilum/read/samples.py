@@ -1,8 +1,8 @@
 """Public chest CTs with somebody else's masks: where each is, its licence, and how to open it with its truth.
 
-Pinned by version and sha256; fetched into the cache by `hilum.io.fetch`, never into the repository. None of them is
-used in training. `load_sample` gives the scan through the same door as any other file, and its masks on the scan's
-own RAS+ grid.
+Pinned by version and sha256; fetched into the cache by `hilum.io.fetch`, never into the repository. None of
+them is used in training. `load_sample` gives the scan through the same door as any other file, and its masks
+on the scan's own RAS+ grid.
 """
 
 from __future__ import annotations
@@ -158,10 +158,14 @@ _SAMPLES = (
         ),
         licence="CC BY 3.0 (scan and contours, LIDC-IDRI); MIT (the packages that carry them)",
         citation=(
-            "Armato SG et al. The Lung Image Database Consortium (LIDC) and Image Database Resource Initiative "
-            "(IDRI): a completed reference database of lung nodules on CT scans. Medical Physics 38(2), 2011"
+            "Armato SG et al. The Lung Image Database Consortium (LIDC) and Image Database Resource "
+            "Initiative (IDRI): a completed reference database of lung nodules on CT scans. "
+            "Medical Physics 38(2), 2011"
         ),
-        note="The package does not name the patient: identified by slice count, spacing, z range and contour fit.",
+        note=(
+            "The package does not name the patient: identified by slice count, spacing, z range "
+            "and how well the contours fit."
+        ),
     ),
     Sample(
         slug="ctchest4",
@@ -225,8 +229,8 @@ _SAMPLES = (
         ),
         licence="Apache-2.0",
         citation=(
-            "Wasserthal J et al. TotalSegmentator: Robust Segmentation of 104 Anatomic Structures in CT Images. "
-            "Radiology: Artificial Intelligence 5(5), 2023"
+            "Wasserthal J et al. TotalSegmentator: Robust Segmentation of 104 Anatomic Structures in CT "
+            "Images. Radiology: Artificial Intelligence 5(5), 2023"
         ),
     ),
 )
