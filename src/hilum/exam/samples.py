@@ -16,6 +16,7 @@ import numpy as np
 from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.io.fetch import Progress
+from hilum.read.place import peak_voxel
 from hilum.read.samples import SAMPLES, load_sample
 from hilum.text.vocabulary import INDEX, ORGAN_CHANNELS
 from hilum.types import MaskVolume, ProbabilityMap
@@ -58,11 +59,13 @@ class SampleScore:
     """One row: one target of one scan.
 
     Args:
-        sample: slug. target: ``lung``, ``heart`` or ``lung_nodule``. truth: who made the mask.
+        sample: slug.
+        target: ``lung``, ``heart`` or ``lung_nodule``.
+        truth: who made the mask.
         dice: 0..1, organs only.
         peak_inside: whether the nodule map's peak lies in the mask.
-        peak_distance_mm: from the peak to the mask's nearest voxel centre, 0 inside. Both are None for organs,
-            and when the map is empty.
+        peak_distance_mm: from the peak to the mask's nearest voxel centre, 0 inside. None for an organ, and when
+            the map is empty; so is `peak_inside`.
         probability: scan probability of the finding.
     """
 
@@ -164,18 +167,13 @@ def dice(mask: MaskVolume, truth: MaskVolume) -> float:
 
 
 def peak_distance_mm(heat: ProbabilityMap, truth: MaskVolume, grid: Geometry) -> float | None:
-    """From the map's peak to the nearest voxel centre of `truth`, mm; 0 inside, None when the map is empty.
-
-    The peak is the middle of the voxels that share the greatest value, if that is one of them, else the first.
-    """
-    top = float(heat.max())
-    if not top > 0.0:
+    """From the map's peak to the nearest voxel centre of `truth`, mm; 0 inside, None for an empty map."""
+    if not float(heat.max()) > 0.0:
         return None
-    best = np.argwhere(heat == top)
-    peak = best[np.linalg.norm(best - best.mean(axis=0), axis=1).argmin()]
-    if truth[tuple(peak)]:
+    peak = peak_voxel(heat)
+    if truth[peak]:
         return 0.0
-    nearest = grid.to_mm(np.argwhere(truth)) - grid.to_mm(peak)
+    nearest = grid.to_mm(np.argwhere(truth)) - grid.to_mm(np.array(peak))
     return float(np.linalg.norm(nearest, axis=1).min())
 
 
