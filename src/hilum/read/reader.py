@@ -1,0 +1,316 @@
+"""One scan in, one `Reading` out: open, judge, run the model, place, narrate. Nothing is written here."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from hilum import __version__
+from hilum.errors import RunError
+from hilum.geometry import Geometry
+from hilum.io.limits import Answers, Mode
+from hilum.read.coverage import as_finding, judge, refuse_airless
+from hilum.read.diagnose import DEFAULT_MAP_THRESHOLD, diagnose
+from hilum.read.maps import finite, on_volume
+from hilum.read.narrate import narrate
+from hilum.read.organ_masks import OrganMasks, inside_field
+from hilum.read.organs_file import read_organs
+from hilum.read.place import place, slice_axis_of
+from hilum.read.reading import (
+    NOTICE,
+    NOTICE_OTHER,
+    Check,
+    Coverage,
+    FindingReading,
+    Grid,
+    Material,
+    Model,
+    OrganReading,
+    Reading,
+    Receipt,
+    Scan,
+)
+from hilum.read.sides import Frame, frame_of
+from hilum.text.vocabulary import INDEX, ORGAN_CHANNELS, ORGAN_OF
+from hilum.types import ProbabilityMap
+from hilum.volume import CTVolume
+
+INFO_KEYS = ("kernel", "contrast", "patient_position", "thickness_mm", "kvp", "manufacturer")
+"""What may be said about the acquisition; everything else stays behind."""
+Progress = Callable[[str], None]
+
+
+@runtime_checkable
+class Output(Protocol):
+    """What a scan model returns, on its own grid."""
+
+    grid: Geometry
+    organs: np.ndarray
+    maps: np.ndarray
+    probabilities: np.ndarray
+    trace: Any
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A model that reads one scan; `hilum.read.scan_model.ScanModel` is one."""
+
+    name: str
+    sha256: str
+    trained_on: str
+    calibrated: bool
+    thresholds: dict[str, float]
+    map_thresholds: dict[str, float]
+
+    def run(self, volume: CTVolume) -> Any:
+        """Organs, maps and probabilities of a volume."""
+        ...
+
+
+def read(
+    source: str | Path | CTVolume,
+    *,
+    model: str | Reader = "phantom-small",
+    organs: str | Path | None = None,
+    mode: Mode = "repair",
+    answers: Answers | None = None,
+    language: Literal["en", "de"] = "en",
+    progress: Progress | None = None,
+) -> Reading:
+    """Read one chest CT.
+
+    Args:
+        source: DICOM folder or zip, NIfTI, NRRD, NPZ, or a volume already opened.
+        model: name of a model that ships, or an object like `Reader`.
+        organs: masks of the user's own (`read.organs_file`).
+        mode, answers: how strictly the input is judged, and what the user answered (`io.limits`).
+        language: of the report.
+        progress: called with the name of each step as it starts.
+
+    Raises:
+        InputRefused: the input cannot be trusted, or shows no chest (`COVERAGE`).
+        RunError: the model's output is not finite.
+    """
+    clock = _Clock(progress)
+    with clock("open"):
+        volume = source if isinstance(source, CTVolume) else _open(source, mode, answers or Answers())
+        refuse_airless(volume)
+    with clock("load model"):
+        scan_model = _load(model) if isinstance(model, str) else model
+    with clock("run model"):
+        output = scan_model.run(volume)
+    with clock("place"):
+        masks, maps = _gated(output, volume, organs)
+        coverage = judge(volume, masks)
+        note = as_finding(coverage)
+        volume = volume.with_findings(note) if note else volume
+        frame = frame_of(masks, _body_x_mm(volume))
+        findings = _findings(output, maps, masks.grid, scan_model, volume, frame)
+    return _assemble(volume, scan_model, output, masks, maps, coverage, findings, language, mode, clock)
+
+
+def _open(path: str | Path, mode: Mode, answers: Answers) -> CTVolume:
+    from hilum.io.open import open_volume  # the decoders are heavy and not needed for a volume in memory
+
+    return open_volume(path, mode=mode, answers=answers)
+
+
+def _load(name: str) -> Reader:
+    from hilum.read.scan_model import ScanModel  # torch loads only when a model does
+
+    return ScanModel.load(name)
+
+
+def _gated(output: Output, volume: CTVolume, organs: str | Path | None) -> tuple[OrganMasks, np.ndarray]:
+    """Masks, and maps confined to the field of view and to the masks of the user's file."""
+    finite(output.organs, "the organ masks")
+    if output.maps.shape != (len(INDEX), *output.grid.shape):
+        raise RunError(
+            "GRID_MISMATCH", "maps lie on the model's grid", expected=output.grid.shape, got=output.maps.shape
+        )
+    finite(output.maps, "the anomaly maps")
+    field = inside_field(output.grid, volume.geometry)
+    masks = OrganMasks.of_model(output.grid, output.organs * field)
+    if organs is not None:
+        masks = read_organs(organs, volume, masks)
+    maps = np.clip(output.maps, 0.0, 1.0, dtype=np.float32)
+    maps *= field
+    for slug, i in INDEX.items():
+        channel = ORGAN_CHANNELS[ORGAN_OF[i]]
+        if masks.source[channel] != "model":
+            maps[INDEX[slug]] *= masks.masks[channel]
+    return masks, maps
+
+
+def _findings(
+    output: Output, maps: np.ndarray, grid: Geometry, model: Reader, volume: CTVolume, frame: Frame
+) -> list[FindingReading]:
+    found = []
+    for finding, probability, threshold, present in diagnose(
+        np.asarray(output.probabilities), model.thresholds
+    ):
+        map_threshold = float(model.map_thresholds.get(finding.slug, DEFAULT_MAP_THRESHOLD))
+        heat = maps[INDEX[finding.slug]]
+        # an empty map has no peak: present without a place is possible when a user's organ file removed its
+        # organ
+        spot = (
+            place(heat, grid, map_threshold, volume, frame, finding.organ)
+            if present and heat.max() > 0
+            else None
+        )
+        found.append(
+            FindingReading(
+                slug=finding.slug,
+                name=finding.name,
+                probability=probability,
+                threshold=threshold,
+                map_threshold=round(map_threshold, 4),
+                calibrated=bool(model.calibrated),
+                present=present,
+                organ=finding.organ,
+                volume_ml=None if spot is None else spot.volume_ml,
+                where=None if spot is None else spot.where,
+            )
+        )
+    return found
+
+
+def _assemble(
+    volume: CTVolume,
+    model: Reader,
+    output: Output,
+    masks: OrganMasks,
+    maps: np.ndarray,
+    coverage: Coverage,
+    findings: list[FindingReading],
+    language: Literal["en", "de"],
+    mode: str,
+    clock: _Clock,
+) -> Reading:
+    synthetic = "phantom" in model.trained_on.lower() or "synthetic" in model.trained_on.lower()
+    notice = NOTICE if synthetic else NOTICE_OTHER
+    organs = _organs(masks)
+    described = Model(
+        name=model.name,
+        sha256=model.sha256,
+        trained_on=model.trained_on,
+        synthetic=synthetic,
+        calibrated=bool(model.calibrated),
+    )
+    reading = Reading(
+        notice=notice,
+        scan=_scan(volume),
+        model=described,
+        findings=findings,
+        organs=organs,
+        coverage=coverage,
+        report=narrate(findings, organs, coverage, notice, language),
+        receipt=_receipt(volume, model, output, masks, mode, notice),
+    )
+    return reading.with_material(_material(volume, output, masks, maps, clock.seconds))
+
+
+def _material(
+    volume: CTVolume, output: Output, masks: OrganMasks, maps: np.ndarray, seconds: dict[str, float]
+) -> Material:
+    def map_of(slug: str) -> ProbabilityMap:
+        return on_volume(maps[INDEX[slug]], output.trace, volume, f"the map of {slug}")
+
+    def organ_of(name: str) -> ProbabilityMap:
+        index = ORGAN_CHANNELS.index(name)
+        of_model = masks.source[name] == "model"
+        values = output.organs[index] if of_model else masks.masks[name].astype(np.float32)
+        return on_volume(
+            np.ascontiguousarray(values, dtype=np.float32), output.trace, volume, f"the mask of {name}"
+        )
+
+    return Material(volume, map_of, organ_of, seconds)
+
+
+def _organs(masks: OrganMasks) -> list[OrganReading]:
+    return [
+        OrganReading(
+            name=name,
+            label=None if name == "global" else i + 1,
+            volume_ml=round(masks.volume_ml(name), 1),
+            source=masks.source[name],
+        )
+        for i, name in enumerate(ORGAN_CHANNELS)
+    ]
+
+
+def _scan(volume: CTVolume) -> Scan:
+    known, grid = volume.provenance, volume.source
+    return Scan(
+        kind=known.kind,
+        sha256=known.sha256,
+        grid=Grid(
+            shape=grid.shape,
+            spacing_mm=grid.spacing_mm,
+            axcodes=grid.axcodes,
+            affine_ras=[[float(v) for v in row] for row in grid.affine_ras],
+            frame_uid=grid.frame_uid,
+            slice_axis=slice_axis_of(volume),
+        ),
+        series_uid=known.series_uid,
+        series_number=known.series_number,
+        images=len(known.slices),
+        info={key: str(known.info[key]) for key in INFO_KEYS if known.info.get(key)},
+        # `where` of a check names files, and file names may name patients: it stays behind
+        checks=[
+            Check.model_validate({k: v for k, v in f.as_dict().items() if k != "where"})
+            for f in known.findings
+        ],
+    )
+
+
+def _receipt(
+    volume: CTVolume, model: Reader, output: Output, masks: OrganMasks, mode: str, notice: str
+) -> Receipt:
+    packages = ("numpy", "scipy", "torch", "nibabel", "pydicom", "connected-components-3d")
+    trace = output.trace.as_dict() if hasattr(output.trace, "as_dict") else {}
+    return Receipt(
+        input_sha256=volume.provenance.sha256,
+        code_version=__version__,
+        model_sha256=model.sha256,
+        seed=0,
+        mode=mode,
+        prep=trace,
+        organs_sha256=masks.sha256,
+        notes=list(masks.notes),
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
+        use=notice,
+    )
+
+
+def _body_x_mm(volume: CTVolume) -> float:
+    step = [max(1, round(6.0 / s)) for s in volume.spacing_mm]
+    body = np.argwhere(volume.hu[:: step[0], :: step[1], :: step[2]] > -300.0) * step
+    return (
+        float(volume.geometry.to_mm(body)[:, 0].mean())
+        if len(body)
+        else float(volume.geometry.centre_mm[0, 0])
+    )
+
+
+class _Clock:
+    """Seconds of each step; tells `progress` as a step starts."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        if self._progress is not None:
+            self._progress(step)
+        start = time.perf_counter()
+        yield
+        self.seconds[step] = round(time.perf_counter() - start, 3)
