@@ -1,7 +1,7 @@
 """The one door for archives: zip, read as streams. Nothing is ever extracted to a name that an archive chose.
 
-The central directory is judged before any member is opened (rows A07-A09); a stream then gives at most the size that
-its entry declares, and reading to its end verifies the CRC.
+The central directory is judged before any member is opened (rows A07-A09); a stream then gives at most the
+size that its entry declares, and reading to its end verifies the CRC.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _check_size(infos: list[zipfile.ZipInfo], path: Path, limits: Limits) -> Non
     elif total > limits.archive_ratio_floor_bytes and ratio > limits.max_archive_ratio:
         expected, got = (
             f"ratio <= {limits.max_archive_ratio:.0f}",
-            f"{total} bytes out of {packed}, ratio {ratio:.0f}",
+            f"{total} bytes of {packed}: {ratio:.0f}",
         )
     else:
         return

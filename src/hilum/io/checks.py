@@ -130,7 +130,8 @@ class Inspection:
         found = list(docket.findings)
         fatal_finding = None if fatal is None else to_finding(fatal)
         if fatal_finding is not None:
-            found.append(fatal_finding)
+            # What ended the reading may already be on the docket with fewer words.
+            found = [f for f in found if f.code != fatal_finding.code] + [fatal_finding]
         stopping = tuple(f for f in found if f is fatal_finding or stops(f, mode))
         return cls(
             path=docket.path or "",

@@ -12,7 +12,7 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 Mode = Literal["refuse", "repair", "report-only"]
-"""refuse: a repair stops too. repair: unique, lossless fixes are made. report-only: nothing decodable stops."""
+"""refuse: a repair stops too. repair: unique, lossless fixes are made. report-only: what decodes is read."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Limits:
         max_files: files looked at in one folder.
         max_archive_members: members of one archive.
         max_archive_bytes: bytes of all members together, inflated.
-        max_archive_ratio: inflated / packed bytes of the archive, judged above `archive_ratio_floor_bytes`.
-        archive_ratio_floor_bytes: an archive that inflates to less than this is harmless at any ratio.
+        max_archive_ratio: inflated / packed bytes of an archive or gzip, judged above the floor.
+        archive_ratio_floor_bytes: what inflates to less than this is harmless at any ratio.
         max_sequence_depth: nesting of DICOM sequences.
         max_dicom_elements: elements in one DICOM file, nested ones included.
         max_dicom_bytes: bytes of one DICOM file, and of one inflated Deflated dataset.
@@ -39,7 +39,7 @@ class Limits:
     max_files: int = 50_000
     max_archive_members: int = 20_000
     max_archive_bytes: int = 8 * GIB
-    max_archive_ratio: float = 100.0
+    max_archive_ratio: float = 200.0
     archive_ratio_floor_bytes: int = 64 * MIB
     max_sequence_depth: int = 32
     max_dicom_elements: int = 2_000_000

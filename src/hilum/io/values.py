@@ -1,0 +1,240 @@
+"""Are these numbers Hounsfield units of a chest? Judged on values alone, for every format (rows B09,
+B13-B15).
+
+The tests are loose on purpose: real scans have padding of -2000 to -3024 outside the reconstruction circle,
+blends of
+padding and air after somebody resampled them, metal, contrast, and sometimes no air outside a tight field of
+view.
+What they must not pass is a volume that is not HU: a model answers anyway.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hilum.types import MaskVolume, VolumeHU
+from hilum.volume import Finding, Level
+
+MODEL_RANGE_HU = (-1024.0, 3071.0)
+AIR_HU, AIR_TOLERANCE_HU = -1000.0, 100.0
+PADDING_BELOW_HU = -1200.0
+"""Nothing scanned is darker: air with noise and sharp kernels stays above."""
+MAX_BELOW_AIR = 0.05
+"""Share of scanned voxels that may be below `PADDING_BELOW_HU` (blends of padding and air)."""
+MIN_AIR_SHARE, MIN_TISSUE_SHARE, MIN_PADDING_SHARE = 0.005, 0.005, 0.001
+LABEL_MAP_VALUES = 64
+SAMPLE_VOXELS = 2_000_000
+BIN_HU = 10.0
+
+
+def judge_values(hu: VolumeHU) -> list[Finding]:
+    """Everything wrong with the values, worst reason only where several say the same.
+
+    Args:
+        hu: float32, axes nearest RAS+ (a view is fine); may hold NaN and infinities.
+
+    Returns:
+        Findings of `VOXEL_NAN`, `NOT_HU`, `HU_DOUBLE_RESCALE` (REFUSE) and `HU_RANGE` (NOTE); empty when all
+        is well.
+    """
+    found = _judge_nonfinite(hu)
+    sample = _sample(hu)
+    sample = sample[np.isfinite(sample)]
+    if sample.size == 0:
+        return found
+    low, high = _range(hu)
+    wrong = _not_hu(sample, low, high) or _off_air(sample, _outside(hu), low)
+    if wrong is not None:
+        return [*found, wrong]
+    return [*found, *_beyond_range(hu, low, high)]
+
+
+def padding_hu(hu: VolumeHU) -> float | None:
+    """The constant that stands for "not scanned" (-2048, -3024, ...), or None.
+
+    It is the smallest value, darker than anything scanned, and frequent.
+    """
+    low, _ = _range(hu)
+    if not low < PADDING_BELOW_HU:
+        return None
+    sample = _sample(hu)
+    return low if np.mean(sample <= low + 1.0) >= MIN_PADDING_SHARE else None
+
+
+def scanned_mask(hu: VolumeHU) -> MaskVolume | None:
+    """False in padding and where values are not finite, True elsewhere; None when everything was scanned.
+
+    Same axes and memory order as `hu`.
+    """
+    padding = padding_hu(hu)
+    low, high = _raw_range(hu)
+    finite = math.isfinite(low) and math.isfinite(high)
+    if padding is None and finite:
+        return None
+    mask = np.isfinite(hu)
+    if padding is not None:
+        mask &= hu > padding + 1.0
+    return mask
+
+
+def fill_nonfinite(hu: VolumeHU, value_hu: float = MODEL_RANGE_HU[0]) -> int:
+    """Replaces NaN and infinities in place; returns how many there were."""
+    bad = ~np.isfinite(hu)
+    count = int(bad.sum())
+    if count:
+        hu[bad] = value_hu
+    return count
+
+
+def air_peak_hu(values: np.ndarray) -> float | None:
+    """Most frequent value (10 HU bins) below -300 HU, padding left out; None when less than 1 % is that
+    dark."""
+    low = values.min(initial=0.0)
+    scanned = values[values > low + 1.0] if low < PADDING_BELOW_HU else values
+    dark = scanned[scanned < -300.0]
+    if scanned.size == 0 or dark.size < 0.01 * scanned.size:
+        return None
+    bins = np.floor(dark / BIN_HU).astype(np.int64)
+    return float((np.bincount(bins - bins.min()).argmax() + bins.min() + 0.5) * BIN_HU)
+
+
+def _raw_range(hu: VolumeHU) -> tuple[float, float]:
+    return float(hu.min()), float(hu.max())
+
+
+def _range(hu: VolumeHU) -> tuple[float, float]:
+    """Smallest and largest finite value, HU."""
+    low, high = _raw_range(hu)
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    finite = hu[np.isfinite(hu)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+
+
+def _sample(hu: VolumeHU) -> np.ndarray:
+    """At most about `SAMPLE_VOXELS` values, evenly spaced over all three axes."""
+    step = max(1, math.ceil((hu.size / SAMPLE_VOXELS) ** (1 / 3)))
+    return hu[::step, ::step, ::step].ravel()
+
+
+def _outside(hu: VolumeHU) -> np.ndarray:
+    """Finite values on the four sides of the axial field of view: mostly outside the body."""
+    sides = [hu[0, :, :], hu[-1, :, :], hu[:, 0, :], hu[:, -1, :]]
+    values = np.concatenate([side[:, :: max(1, side.shape[1] // 200)].ravel() for side in sides])
+    return values[np.isfinite(values)]
+
+
+def _not_hu(sample: np.ndarray, low: float, high: float) -> Finding | None:
+    """B15: values that are something else than HU, with the reason it looks so."""
+    if low == high:
+        reason = f"every voxel is {low:g}"
+    elif high - low <= 8.0 and low >= -4.0 and high <= 8.0 and not _few_integers(sample):
+        reason = f"values from {low:g} to {high:g}: looks normalised"
+    elif low >= 0.0 and _few_integers(sample):
+        reason = f"{np.unique(sample).size} whole numbers from {low:g} to {high:g}: looks like a label map"
+    elif low >= 0.0 and high <= 255.0:
+        reason = f"values from {low:g} to {high:g}: looks like an 8-bit windowed picture"
+    elif low >= -200.0:
+        reason = (
+            f"values from {low:g} to {high:g}, none is air: looks like stored values without their intercept"
+        )
+    else:
+        return None
+    return _refuse(
+        "NOT_HU", "voxel values are Hounsfield units", "air near -1000 and tissue near 0 HU", reason
+    )
+
+
+def _few_integers(sample: np.ndarray) -> bool:
+    if not np.array_equal(sample, np.round(sample)):
+        return False
+    return bool(np.unique(sample).size <= LABEL_MAP_VALUES)
+
+
+def _off_air(sample: np.ndarray, outside: np.ndarray, low: float) -> Finding | None:
+    """B09 and what is left of B15: where air and tissue lie on the scale."""
+    scanned = sample[sample > low + 1.0] if low < PADDING_BELOW_HU else sample
+    if scanned.size == 0:
+        scanned = sample
+    below = float(np.mean(scanned < PADDING_BELOW_HU))
+    if below > MAX_BELOW_AIR:
+        got = f"{below:.0%} of scanned voxels below {PADDING_BELOW_HU:.0f} HU, smallest {low:.0f} HU"
+        return _refuse(
+            "HU_DOUBLE_RESCALE",
+            "nothing scanned is darker than air",
+            f"<= {MAX_BELOW_AIR:.0%} of voxels",
+            got,
+            "The rescale was probably applied twice; use the file as it came from the scanner.",
+        )
+    peak = air_peak_hu(outside)
+    if peak is not None and abs(peak - AIR_HU) > AIR_TOLERANCE_HU and not _tight(outside):
+        got = f"{peak:.0f} HU"
+        expected = f"{AIR_HU:.0f} ± {AIR_TOLERANCE_HU:.0f} HU"
+        return _refuse("HU_DOUBLE_RESCALE", "the air outside the body is air", expected, got)
+    dark, tissue = float(np.mean(scanned < -300.0)), float(np.mean((scanned > -200.0) & (scanned < 300.0)))
+    if dark < MIN_AIR_SHARE or tissue < MIN_TISSUE_SHARE:
+        got = f"{dark:.2%} of voxels darker than -300 HU, {tissue:.2%} between -200 and 300 HU"
+        return _refuse("NOT_HU", "a chest has air and soft tissue", ">= 0.5 % of each", got)
+    return None
+
+
+def _tight(outside: np.ndarray) -> bool:
+    """True when less than a fifth of the border is dark: a field of view inside the body has lung there, not
+    air."""
+    return float(np.mean(outside < -300.0)) < 0.2
+
+
+def _beyond_range(hu: VolumeHU, low: float, high: float) -> list[Finding]:
+    """B14: values outside what a model takes; kept as they are, clipped by the preparation."""
+    floor, ceiling = MODEL_RANGE_HU
+    if low >= floor and high <= ceiling:
+        return []
+    below = int(np.count_nonzero(hu < floor)) if low < floor else 0
+    above = int(np.count_nonzero(hu > ceiling)) if high > ceiling else 0
+    got = f"{low:.0f} to {high:.0f} HU; {below} voxels below, {above} above"
+    expected = f"{floor:.0f} to {ceiling:.0f} HU"
+    return [
+        Finding(
+            "HU_RANGE", Level.NOTE, "values lie in the range of CT; models see them clipped", expected, got
+        )
+    ]
+
+
+def _judge_nonfinite(hu: VolumeHU) -> list[Finding]:
+    """B13: NaN and infinities outside the body can be filled with air; inside they hide what was there."""
+    low, high = _raw_range(hu)
+    if math.isfinite(low) and math.isfinite(high):
+        return []
+    bad = ~np.isfinite(hu)
+    inside = np.argwhere(bad & _inside_body(hu, bad))
+    total = int(bad.sum())
+    if len(inside):
+        where = ", ".join(str(int(i)) for i in inside[0])
+        got = f"{len(inside)} of {total} NaN or infinite voxels inside the body, first at RAS index ({where})"
+        return [_refuse("VOXEL_NAN", "every voxel of the body has a value", "finite values", got)]
+    got = f"{total} NaN or infinite voxels outside the body"
+    fix = f"filled with {MODEL_RANGE_HU[0]:.0f} HU"
+    return [Finding("VOXEL_NAN", Level.REPAIR, "every voxel has a value", "finite values", got, fix)]
+
+
+def _inside_body(hu: VolumeHU, bad: MaskVolume) -> MaskVolume:
+    """True where the axial slice has body on all four sides; only slices with non-finite values are looked
+    at."""
+    inside = np.zeros(hu.shape, dtype=bool)
+    for z in np.flatnonzero(bad.any(axis=(0, 1))):
+        body = np.isfinite(hu[:, :, z]) & (np.nan_to_num(hu[:, :, z], nan=-1024.0) > -500.0)
+        sides = np.ones(body.shape, dtype=bool)
+        for axis in (0, 1):
+            sides &= np.logical_or.accumulate(body, axis=axis)
+            sides &= np.flip(np.logical_or.accumulate(np.flip(body, axis), axis=axis), axis)
+        inside[:, :, z] = sides
+    # A slice that is all NaN has no body to judge by: nothing says that it is outside.
+    blind = bad.all(axis=(0, 1))
+    inside[:, :, blind] = True
+    return inside
+
+
+def _refuse(code: str, rule: str, expected: str, got: str, hint: str = "") -> Finding:
+    return Finding(code, Level.REFUSE, rule, expected, got, hint)
