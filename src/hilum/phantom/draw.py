@@ -1,6 +1,6 @@
 """A plan from a seed: which patient, which scanner, which findings. Numbers only, no voxel.
 
-Every group of numbers has a random stream of its own: asking for a spacing or for findings changes nothing else.
+Every group of numbers has a stream of its own: asking for a spacing or for findings changes nothing else.
 Sources: prevalence from CT-RATE's training labels; T stages from TNM-8, by size, invasion and satellites.
 """
 
@@ -89,7 +89,7 @@ def draw_plan(
     Args:
         seed: of everything.
         degrees: ``default`` (a third each), one of ``DEGREES`` for all, weights
-            ``{"mild": 3, "severe": 1}``, or a degree by finding ``{"emphysema": "severe"}`` (the rest as by default).
+            ``{"mild": 3, "severe": 1}``, or a degree by finding ``{"emphysema": "severe"}``.
         findings: exactly these slugs instead of a draw; an empty list gives a normal chest.
         spacing_mm: x, y, z of the written volume, or z alone; None draws it.
         key: name of the phantom; by default ``synthetic-<seed>``.
