@@ -64,8 +64,8 @@ class SampleScore:
         truth: who made the mask.
         dice: 0..1, organs only.
         peak_inside: whether the nodule map's peak lies in the mask.
-        peak_distance_mm: from the peak to the mask's nearest voxel centre, 0 inside. None for an organ, and when
-            the map is empty; so is `peak_inside`.
+        peak_distance_mm: from the peak to the mask's nearest voxel centre, 0 inside. None for an organ, and
+            when the map is empty; so is `peak_inside`.
         probability: scan probability of the finding.
     """
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-import nibabel
 import nrrd
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
 
 from hilum.errors import HeaderError
 from hilum.geometry import Geometry, axis_map
+from hilum.read.label_files import read_labels
+from hilum.read.sampling import sample_nearest
 from hilum.types import MaskVolume
 
 _CONTOURS = """
@@ -37,8 +37,7 @@ def label_masks(path: Path, labels: Mapping[str, tuple[int, ...]], grid: Geometr
     axes = axis_map(source)
     values, found = axes.apply(values), axes.geometry(source)
     if not Geometry(grid.shape, grid.affine_ras).same_grid(found):
-        step = np.linalg.inv(found.affine_ras) @ grid.affine_ras
-        values = ndimage.affine_transform(values, step, output_shape=grid.shape, order=0, cval=0)
+        values = sample_nearest(values, found, grid, fill=0)
     return {name: np.isin(values, chosen) for name, chosen in labels.items()}
 
 
@@ -99,9 +98,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
         affine[:3, :3] = np.asarray(header["space directions"], dtype=np.float64).T
         affine[:3, 3] = np.asarray(header["space origin"], dtype=np.float64)
         return values, Geometry.from_lps(_three(values), affine)
-    image = nibabel.load(path)
-    values = np.asarray(image.dataobj)  # type: ignore[attr-defined]
-    return values, Geometry(_three(values), np.asarray(image.affine, dtype=np.float64))  # type: ignore[attr-defined]
+    return read_labels(path)
 
 
 def _three(values: np.ndarray) -> tuple[int, int, int]:
