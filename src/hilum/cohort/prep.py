@@ -37,7 +37,9 @@ class PrepTrace:
     def invert(self, values: GridMap) -> ProbabilityMap:
         """A map on `grid` -> linear interpolation on `source`; 0 outside the prepared field."""
         if values.shape != self.grid.shape:
-            raise RunError("GRID_MISMATCH", "a map lies on its grid", expected=self.grid.shape, got=values.shape)
+            raise RunError(
+                "GRID_MISMATCH", "a map lies on its grid", expected=self.grid.shape, got=values.shape
+            )
         tensor = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
         return resample(tensor, self.grid, self.source, outside="zero").numpy()
 
@@ -91,7 +93,9 @@ class Prep:
             )
         shape = np.maximum(1, np.round(extent / self.spacing_mm)).astype(int)
         # centred, so that no border of the field is favoured
-        start = ((np.array(source.shape) - 1) - (shape - 1) * self.spacing_mm / np.array(source.spacing_mm)) / 2
+        start = (
+            (np.array(source.shape) - 1) - (shape - 1) * self.spacing_mm / np.array(source.spacing_mm)
+        ) / 2
         return subgrid(source, start, self.spacing_mm / np.array(source.spacing_mm), shape)
 
     def _body_grid(self, coarse: Geometry, body: MaskVolume) -> Geometry:

@@ -13,7 +13,9 @@ from hilum.geometry import Geometry
 from hilum.tensors import GridTensor, VoxelTensor
 
 
-def axis_weights(n_in: int, start_vox: float, step_vox: float, n_out: int, *, outside: str = "edge") -> torch.Tensor:
+def axis_weights(
+    n_in: int, start_vox: float, step_vox: float, n_out: int, *, outside: str = "edge"
+) -> torch.Tensor:
     """Rows of weights (n_out, n_in): output i sits at input index `start_vox + i * step_vox`.
 
     Args:
@@ -50,6 +52,8 @@ def resample(volume: VoxelTensor, source: Geometry, target: Geometry, *, outside
     """`volume` on `source` -> the same on `target` (parallel axes, any origin and spacing)."""
     weights = tuple(
         axis_weights(n_in, start, step, n_out, outside=outside)
-        for n_in, n_out, (start, step) in zip(source.shape, target.shape, between(source, target), strict=True)
+        for n_in, n_out, (start, step) in zip(
+            source.shape, target.shape, between(source, target), strict=True
+        )
     )
     return apply_axes(volume, (weights[0], weights[1], weights[2]))

@@ -1,0 +1,128 @@
+"""Phantoms prepared for training and exam: made once, kept as checksummed files, never mixed between splits.
+
+A training file holds the prepared scan, seven organ masks and 18 scan labels. Lesion voxels are written for validation and
+exam only: a training run cannot see what is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from hilum.cohort.prep import Prep
+from hilum.cohort.resample import resample
+from hilum.io.atomic import atomic_write
+from hilum.phantom.draw import draw_plan
+from hilum.phantom.make import Phantom, make_phantom
+from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
+from hilum.volume import CTVolume, Provenance
+
+FORMAT = 1
+"""Raised whenever phantoms or preparation change, so that stale files are made anew."""
+
+
+@dataclass(frozen=True)
+class PhantomSetSpec:
+    """Which phantoms and how they are prepared; equal specs name equal files.
+
+    Args:
+        seed: of the first phantom; phantom i has seed + i. lesions: whether lesion masks are stored.
+        spacing_mm: written spacing of the scan before preparation; None keeps each plan's own.
+    """
+
+    count: int
+    seed: int
+    prep: Prep
+    work_mm: float = 2.5
+    spacing_mm: tuple[float, float, float] | None = None
+    lesions: bool = False
+
+    def folder(self, root: Path) -> Path:
+        """Where its files are: named by everything but the count."""
+        facts = {k: v for k, v in asdict(self).items() if k != "count"} | {"format": FORMAT}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        return root / f"phantoms-{digest}"
+
+
+def phantom_volume(phantom: Phantom) -> CTVolume:
+    """The scan of a phantom as any reader would give it."""
+    scan = phantom.scan
+    return CTVolume.from_source(
+        scan.hu.cpu().numpy().astype(np.float32),
+        scan.geometry,
+        Provenance("phantom", f"seed-{phantom.plan.seed}"),
+    )
+
+
+def channel_mask(mask_of: Callable[[str], torch.Tensor], channel: str) -> torch.Tensor:
+    """Bool mask of an organ channel; `global` is the union of the nine regions (EXACT §1.4)."""
+    if channel != "global":
+        return mask_of(channel)
+    union = mask_of(REGIONS[0]).clone()
+    for name in REGIONS[1:]:
+        union |= mask_of(name)
+    return union
+
+
+def prepare_phantom(
+    phantom: Phantom, prep: Prep, *, lesions: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of one file. Masks go from the phantom's own world straight to the prepared grid."""
+    tensor, trace = prep.apply(phantom_volume(phantom))
+    scene, grid = phantom.scene, trace.grid
+
+    def on_grid(mask: torch.Tensor) -> torch.Tensor:
+        return resample(mask.float().cpu(), scene.grid, grid, outside="zero") >= 0.5
+
+    organs = torch.zeros(grid.shape, dtype=torch.uint8)
+    for bit, channel in enumerate(ORGAN_CHANNELS):
+        organs |= on_grid(channel_mask(scene.regions.__getitem__, channel)).to(torch.uint8) << bit
+    out = {
+        "scan": (tensor[0, 0] * 1000).round().to(torch.int16),
+        "organs": organs,
+        "labels": torch.as_tensor(phantom.labels, dtype=torch.float32),
+    }
+    if lesions:
+        out["lesions"] = torch.zeros(grid.shape, dtype=torch.int32)
+        for truth in scene.lesions:
+            fine = resample(truth.mask.float().cpu(), scene.grid, grid, outside="zero")
+            # a lesion smaller than a voxel keeps its densest voxel
+            mask = fine >= min(0.5, float(fine.max()))
+            out["lesions"] |= mask.to(torch.int32) << SLUGS.index(truth.slug)
+    degrees = {truth.slug: truth.degree for truth in scene.lesions}
+    meta = {"affine_ras": json.dumps(grid.affine_ras.tolist()), "degrees": json.dumps(degrees)}
+    return out, meta
+
+
+def _make_file(job: tuple[int, PhantomSetSpec, Path]) -> Path:
+    seed, spec, path = job
+    torch.set_num_threads(1)
+    plan = draw_plan(seed, spacing_mm=spec.spacing_mm)
+    tensors, meta = prepare_phantom(make_phantom(plan, work_mm=spec.work_mm), spec.prep, lesions=spec.lesions)
+    body = save({k: v.contiguous() for k, v in tensors.items()}, metadata=meta)
+    with atomic_write(path) as file:
+        file.write(body)
+    return path
+
+
+def build(spec: PhantomSetSpec, root: Path, *, workers: int = 2) -> Iterator[Path]:
+    """Make what is missing; yields each file as it is ready, in order. Interrupted builds go on where they stopped."""
+    folder = spec.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{spec.seed + i}.safetensors" for i in range(spec.count)]
+    missing = [(spec.seed + i, spec, path) for i, path in enumerate(paths) if not path.exists()]
+    pending = {path for _, _, path in missing}
+    # spawn: fork and torch's thread pool do not mix
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        made = pool.map(_make_file, missing)
+        for path in paths:
+            yield next(made) if path in pending else path

@@ -1,0 +1,78 @@
+"""Weights in and out: safetensors only, checked before use. NumPy arrays, so that this room stays free of torch.
+
+Source: trust catalogue rows F01 to F06.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from hilum.errors import UsageError, WeightsError
+from hilum.io.atomic import atomic_write
+
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load_weights(path: Path, *, sha256: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors by name and the file's metadata.
+
+    Raises:
+        WeightsError: `WEIGHTS_PICKLE`, `WEIGHTS_HASH`, `WEIGHTS_TRUNCATED`, `WEIGHTS_NONFINITE`.
+    """
+    if path.suffix in PICKLES:
+        raise WeightsError(
+            "WEIGHTS_PICKLE", "weights are safetensors", expected=".safetensors", got=path.suffix, path=path
+        )
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
+        raise WeightsError(
+            "WEIGHTS_HASH", "weights match their pinned hash", expected=sha256, got=found, path=path
+        )
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            "WEIGHTS_TRUNCATED", "weights are a whole safetensors file", got=error, path=path
+        ) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind == "f" and not np.isfinite(tensor).all():
+            raise WeightsError(
+                "WEIGHTS_NONFINITE", "weights are finite", expected="finite", got=name, path=path
+            )
+    return tensors, metadata
+
+
+def save_weights(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Write beside, flush, rename; returns the file's sha256."""
+    body = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=dict(metadata))
+    with atomic_write(path) as file:
+        file.write(body)
+    return hashlib.sha256(body).hexdigest()
+
+
+def preset_data(name: str) -> dict:
+    """The JSON of a preset that ships with the package.
+
+    Raises:
+        UsageError: `PRESET_UNKNOWN` with the names that exist.
+    """
+    folder = files("hilum.model") / "presets"
+    known = sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json"))
+    if name not in known:
+        raise UsageError("PRESET_UNKNOWN", "a preset ships with Hilum", expected=", ".join(known), got=name)
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

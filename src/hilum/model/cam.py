@@ -1,0 +1,46 @@
+"""The baseline: a globally pooled classifier of the same size with class-activation maps.
+
+The same encoder; a decoder brings features to half resolution; one linear head reads their global average (logit-mean) for
+the scan and the same weights read every voxel for the map (Zhou et al., CVPR 2016). It sees no organs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hilum.model.ynet import Encoder, Up, YNetConfig
+from hilum.tensors import AnomalyLogits, ScanBatch
+
+
+@dataclass(frozen=True)
+class CamOutput:
+    """`scan`: logits (B, D). `maps`: logits of the same head at every voxel of the half-resolution grid."""
+
+    scan: torch.Tensor
+    maps: AnomalyLogits
+
+
+class CamNet(nn.Module):
+    """Encoder, decoder, global average pooling, linear head."""
+
+    def __init__(self, config: YNetConfig) -> None:
+        super().__init__()
+        a, b, c, d = config.widths
+        # a wider decoder, so that the baseline has no fewer parameters than the Y-net has with its two
+        g = config.groups
+        self.encoder = Encoder(config)
+        wide = 7 * c // 4
+        self.up = nn.ModuleList([Up(d, c, wide, g), Up(wide, b, b, g), Up(b, a, config.abn_width, g)])
+        self.head = nn.Conv3d(config.abn_width, config.findings, 1)
+        nn.init.constant_(self.head.bias, -1.5)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, scan: ScanBatch) -> CamOutput:
+        """HU / 1000 with axes divisible by 16 -> scan logits and voxel logits."""
+        e1, e2, e3, e4 = self.encoder(scan)
+        x = self.up[2](self.up[1](self.up[0](e4, e3), e2), e1)
+        maps = self.head(x).float()
+        return CamOutput(maps.mean((2, 3, 4)), maps)

@@ -1,0 +1,154 @@
+"""Y-net: one encoder, an organ decoder and an anomaly decoder, organ features flowing one way into the anomaly decoder.
+
+EXACT in small (EXACT §1.2): the same Y, the same two scales of anomaly maps and the same seg -> abn fusion, with
+convolutions where the paper has Mamba layers (issue: `exact-ymamba` brings those). What differs and why:
+
+* the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost, and every
+  convolution runs at half resolution or below, so that two CPU cores train it;
+* full-resolution maps are unfolded from half-resolution features (sub-voxel convolution) for the same reason;
+* GroupNorm instead of InstanceNorm: the batch is one scan, and it keeps the channels-last layout that CPU kernels want.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hilum.tensors import AnomalyLogits, OrganLogits, ScanBatch
+
+
+@dataclass(frozen=True)
+class YNetConfig:
+    """A preset's numbers.
+
+    Args:
+        windows_hu: (low, high) of each input window; the scan enters once per window, clipped and scaled to [-1, 1].
+        widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
+        abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
+        groups: of GroupNorm.
+    """
+
+    windows_hu: tuple[tuple[float, float], ...] = ((-1000.0, -300.0), (-200.0, 300.0), (100.0, 1500.0))
+    widths: tuple[int, int, int, int] = (16, 48, 96, 160)
+    depth: tuple[int, int, int, int] = (1, 2, 2, 2)
+    abn_width: int = 32
+    organs: int = 7
+    findings: int = 18
+    groups: int = 4
+
+
+@dataclass(frozen=True)
+class YNetOutput:
+    """Logits: organs at full resolution; anomalies at half (`low`) and full (`high`) resolution."""
+
+    organs: OrganLogits
+    low: AnomalyLogits
+    high: AnomalyLogits
+
+
+def fold(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, X, Y, Z) -> (B, 8 C, X/2, Y/2, Z/2): each 2x2x2 block becomes channels."""
+    b, c, n, m, k = x.shape
+    x = x.reshape(b, c, n // 2, 2, m // 2, 2, k // 2, 2)
+    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, n // 2, m // 2, k // 2)
+
+
+def unfold(x: torch.Tensor) -> torch.Tensor:
+    """The inverse of `fold`."""
+    b, c, n, m, k = x.shape
+    x = x.reshape(b, c // 8, 2, 2, 2, n, m, k)
+    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // 8, 2 * n, 2 * m, 2 * k)
+
+
+class Block(nn.Module):
+    """Two convolutions with one norm, and a skip."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.first = nn.Conv3d(width, width, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, width)
+        self.second = nn.Conv3d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, U, V, W) -> the same shape."""
+        return x + self.second(torch.relu(self.norm(self.first(x))))
+
+
+class Up(nn.Module):
+    """Twice as fine: transposed convolution, then the skips beside it, then a convolution and a block."""
+
+    def __init__(self, below: int, skips: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(below, width, 2, stride=2)
+        self.mix = nn.Conv3d(width + skips, width, 3, padding=1)
+        self.norm = nn.GroupNorm(groups, width)
+        self.block = Block(width, groups)
+
+    def forward(self, below: torch.Tensor, *skips: torch.Tensor) -> torch.Tensor:
+        """`below` at half the resolution of every one of `skips`."""
+        x = torch.cat([self.up(below), *skips], dim=1)
+        return self.block(torch.relu(self.norm(self.mix(x))))
+
+
+class Encoder(nn.Module):
+    """Windows -> folded stem -> four stages; returns the features of each."""
+
+    def __init__(self, config: YNetConfig) -> None:
+        super().__init__()
+        low, high = torch.tensor(config.windows_hu).T / 1000.0
+        self.register_buffer("low", low[None, :, None, None, None], persistent=False)
+        self.register_buffer("high", high[None, :, None, None, None], persistent=False)
+        widths, stages, steps = config.widths, [], []
+        for i, (width, depth) in enumerate(zip(widths, config.depth, strict=True)):
+            stages.append(nn.Sequential(*(Block(width, config.groups) for _ in range(depth))))
+            before = 8 * len(config.windows_hu) if i == 0 else widths[i - 1]
+            step = nn.Conv3d(before, width, 3, padding=1) if i == 0 else nn.Conv3d(before, width, 2, stride=2)
+            steps.append(nn.Sequential(step, nn.GroupNorm(config.groups, width)))
+        self.steps, self.stages = nn.ModuleList(steps), nn.ModuleList(stages)
+
+    def forward(self, scan: ScanBatch) -> list[torch.Tensor]:
+        """Features at 1/2, 1/4, 1/8, 1/16."""
+        windows = (scan.clamp(self.low, self.high) - self.low) / (self.high - self.low) * 2 - 1
+        x = fold(windows).contiguous(memory_format=torch.channels_last_3d)
+        features = []
+        for step, stage in zip(self.steps, self.stages, strict=True):
+            x = stage(step(x))
+            features.append(x)
+        return features
+
+
+class YNet(nn.Module):
+    """The whole network; see the module's docstring."""
+
+    def __init__(self, config: YNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        a, b, c, d = config.widths
+        g, w = config.groups, config.abn_width
+        self.encoder = Encoder(config)
+        self.seg = nn.ModuleList([Up(d, c, c, g), Up(c, b, b, g), Up(b, a, a, g)])
+        # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
+        self.abn = nn.ModuleList([Up(d, c, c, g), Up(c, b + b, b, g), Up(b, a + a, w, g)])
+        self.organ_head = nn.Conv3d(a, 8 * config.organs, 1)
+        self.low_head = nn.Conv3d(w, config.findings, 1)
+        self.high_head = nn.Conv3d(w, 8 * config.findings, 1)
+        for head in (self.low_head, self.high_head):
+            # rare findings: start at a probability of about 0.02, or the first steps only push maps down
+            nn.init.constant_(head.bias, -4.0)
+            nn.init.normal_(head.weight, std=0.01)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def forward(self, scan: ScanBatch) -> YNetOutput:
+        """HU / 1000 with axes divisible by 16 -> logits."""
+        e1, e2, e3, e4 = self.encoder(scan)
+        s3 = self.seg[0](e4, e3)
+        s2 = self.seg[1](s3, e2)
+        s1 = self.seg[2](s2, e1)
+        a3 = self.abn[0](e4, e3)
+        a2 = self.abn[1](a3, e2, s2)
+        a1 = self.abn[2](a2, e1, s1)
+        organs, high = unfold(self.organ_head(s1)), unfold(self.high_head(a1))
+        return YNetOutput(organs.float(), self.low_head(a1).float(), high.float())

@@ -1,0 +1,94 @@
+"""Appearance and shape varied at every step, so that a network trained on phantoms meets real scans without surprise.
+
+Shape: one random rotation, scaling and shift, the same for the scan and its organ masks. Appearance: gain and offset of the HU
+scale, a smooth-edged HU offset per organ (contrast phases, body habitus, breathing), noise, blur. Labels never change: no
+augmentation adds or removes a finding, and left stays left.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from hilum.text.vocabulary import ORGAN_CHANNELS
+from hilum.train.recipe import AugmentRecipe
+
+AIR = -1.024
+
+
+def uniform(generator: torch.Generator, low: float, high: float) -> float:
+    """One number in [low, high)."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def random_affine(
+    shape: tuple[int, int, int], spacing_mm: float, recipe: AugmentRecipe, generator: torch.Generator
+) -> torch.Tensor:
+    """A sampling matrix (1, 3, 4) for `affine_grid`: rotation, anisotropic scale and shift about the centre."""
+    angles = [torch.deg2rad(torch.tensor(uniform(generator, -1, 1) * recipe.rotate_deg)) for _ in range(3)]
+    turn = torch.eye(3)
+    for axis, angle in enumerate(angles):
+        a, b = [i for i in range(3) if i != axis]
+        step = torch.eye(3)
+        step[a, a], step[b, b] = angle.cos(), angle.cos()
+        step[a, b], step[b, a] = -angle.sin(), angle.sin()
+        turn = turn @ step
+    overall = 1 + uniform(generator, -1, 1) * recipe.scale
+    scale = torch.diag(
+        torch.tensor([overall * (1 + uniform(generator, -0.4, 0.4) * recipe.scale) for _ in range(3)])
+    )
+    matrix = turn @ scale
+    shift = torch.tensor([uniform(generator, -1, 1) * recipe.shift_mm / spacing_mm for _ in range(3)])
+    half = torch.tensor(shape, dtype=torch.float32) / 2
+    # affine_grid speaks (W, H, D) order in units of half the size
+    normal = torch.diag(1 / half) @ matrix @ torch.diag(half)
+    theta = torch.cat([normal.flip(0).flip(1), (shift / half).flip(0)[:, None]], dim=1)
+    return theta[None]
+
+
+def warp(volume: torch.Tensor, theta: torch.Tensor, *, mode: str, fill: float) -> torch.Tensor:
+    """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`."""
+    grid = F.affine_grid(theta.to(volume.device), [1, *volume.shape[1:]], align_corners=False)
+    return F.grid_sample(volume - fill, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
+
+
+def appearance(
+    scan: torch.Tensor, organs: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
+) -> torch.Tensor:
+    """(1, 1, X, Y, Z) HU / 1000 with organs (1, O, X, Y, Z) bool -> the same scan on another scanner, another day."""
+    cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+    soft = recipe.organ_offset_hu / 1000
+    limits = {"heart": soft, "mediastinum": soft, "lung": 0.04, "global": 0.03, "pleura": 0.02}
+    for name, limit in limits.items():
+        if torch.rand((), generator=generator) < 0.5:
+            # contrast only ever brightens the heart and vessels; the rest goes both ways
+            low = -0.2 * limit if limit == soft else -limit
+            offset = uniform(generator, low, limit)
+            channel = ORGAN_CHANNELS.index(name)
+            mask = F.avg_pool3d(organs[:, channel : channel + 1].to(scan.dtype), 3, stride=1, padding=1)
+            tissue = (scan > -0.3) if limit == soft else torch.ones_like(scan, dtype=torch.bool)
+            scan = scan + offset * mask * tissue
+    if torch.rand((), generator=generator) < recipe.blur_chance:
+        scan = F.avg_pool3d(F.pad(scan, (1,) * 6, mode="replicate"), 3, stride=1)
+    gain = 1 + uniform(generator, -1, 1) * recipe.gain
+    offset = uniform(generator, -1, 1) * recipe.offset_hu / 1000
+    sigma = uniform(generator, 0, 1) ** 2 * recipe.noise_hu / 1000
+    noise = torch.randn(scan.shape, generator=cpu).to(scan) * sigma
+    return ((scan + 1) * gain - 1 + offset + noise).clamp(AIR, 3.071)
+
+
+def augment(
+    scan: torch.Tensor,
+    organ_bits: torch.Tensor,
+    spacing_mm: float,
+    recipe: AugmentRecipe,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """HU int16 (X, Y, Z) and packed organ bits -> (1, 1, X, Y, Z) HU / 1000 and (1, 7, X, Y, Z) bool."""
+    theta = random_affine((scan.shape[0], scan.shape[1], scan.shape[2]), spacing_mm, recipe, generator)
+    image = warp(scan.float()[None, None] / 1000, theta, mode="bilinear", fill=AIR)
+    packed = (
+        warp(organ_bits.float()[None, None], theta, mode="nearest", fill=0.0)[0, 0].round().to(torch.uint8)
+    )
+    organs = torch.stack([(packed >> bit) & 1 for bit in range(len(ORGAN_CHANNELS))]).bool()[None]
+    return appearance(image, organs, recipe, generator), organs

@@ -1,0 +1,23 @@
+"""What a step sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hilum.tensors import Labels, OrganMasks, ScanBatch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One augmented scan with its weak truth.
+
+    Args:
+        scan: HU / 1000. organs: seven bool masks. labels: 18 scan labels, NaN unknown.
+        progress: how far the training is, 0..1. prevalence: of the training set, per finding.
+    """
+
+    scan: ScanBatch
+    organs: OrganMasks
+    labels: Labels
+    progress: float
+    prevalence: tuple[float, ...]

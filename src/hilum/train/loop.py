@@ -1,0 +1,167 @@
+"""One loop for every method: data in, named losses out, one checkpoint that goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hilum.cohort.samples import Sample, load
+from hilum.errors import RunError
+from hilum.model.preset import Preset, build_network
+from hilum.train.augment import augment
+from hilum.train.batch import Batch
+from hilum.train.checkpoint import load_checkpoint, save_checkpoint
+from hilum.train.methods import cam, exact_small
+from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
+
+Losses = dict[str, torch.Tensor]
+
+
+class Method(Protocol):
+    """A batch -> named losses."""
+
+    def __call__(
+        self, model: torch.nn.Module, batch: Batch, preset: Preset, recipe: ObjectiveRecipe
+    ) -> Losses:
+        """Each loss already weighted; the loop minimises their sum."""
+
+
+METHODS: dict[str, Method] = {"exact_small": exact_small.losses, "cam": cam.losses}  # type: ignore[dict-item]
+
+
+@dataclass
+class Progress:
+    """What a step reports to whoever shows it."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    seconds: float
+
+
+def learning_rate(step: int, recipe: OptimRecipe) -> float:
+    """Linear warm-up, then cosine to a hundredth."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def pick(step: int, count: int, seed: int) -> int:
+    """Which sample a step sees: a fresh permutation per epoch, a function of seed and step alone."""
+    epoch, position = divmod(step, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return int(order[position])
+
+
+def make_batch(
+    sample: Sample, step: int, recipe: Recipe, preset: Preset, prevalence: tuple[float, ...]
+) -> Batch:
+    """Augment one sample with the random numbers of this step."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    device = _device(recipe)
+    scan, organs = augment(
+        sample.scan.to(device), sample.organs.to(device), preset.prep.spacing_mm, recipe.augment, generator
+    )
+    return Batch(scan, organs, sample.labels[None].to(device), step / recipe.optim.steps, prevalence)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    if recipe.device != "auto":
+        return torch.device(recipe.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def prevalence_of(paths: list[Path]) -> tuple[float, ...]:
+    """Share of positives per finding in the training set, kept away from 0 and 1."""
+    labels = torch.stack([load(p).labels for p in paths])
+    return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
+
+
+def train(
+    recipe: Recipe,
+    preset: Preset,
+    paths: list[Path],
+    out: Path,
+    *,
+    report: Callable[[Progress], None] | None = None,
+) -> torch.nn.Module:
+    """Run the recipe on prepared files; resumes from `out/checkpoint.safetensors`. Returns the averaged network.
+
+    Raises:
+        RunError: `LOSS_NONFINITE` with the scan's key; the last good checkpoint stays.
+    """
+    torch.manual_seed(recipe.seed)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    device = _device(recipe)
+    model = build_network(preset).to(device)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optim.ema))
+    optim = torch.optim.AdamW(model.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
+    checkpoint, identity = (
+        out / "checkpoint.safetensors",
+        recipe.model_dump_json(exclude={"threads", "device"}),
+    )
+    start = load_checkpoint(checkpoint, model, average, optim, identity) if checkpoint.exists() else 0
+    prevalence = prevalence_of(paths)
+    for step in range(start, recipe.optim.steps):
+        began = time.monotonic()
+        sample = load(paths[pick(step, len(paths), recipe.seed)])
+        batch = make_batch(sample, step, recipe, preset, prevalence)
+        losses = _step(model, optim, batch, preset, recipe, step, sample.key)
+        average.update_parameters(model)
+        _log(out, step, losses, time.monotonic() - began, report, recipe.optim.steps)
+        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.optim.steps:
+            save_checkpoint(checkpoint, model, average, optim, step + 1, identity)
+    return average.module
+
+
+def _step(
+    model: torch.nn.Module,
+    optim: torch.optim.Optimizer,
+    batch: Batch,
+    preset: Preset,
+    recipe: Recipe,
+    step: int,
+    key: str,
+) -> dict[str, float]:
+    for group in optim.param_groups:
+        group["lr"] = learning_rate(step, recipe.optim)
+    with torch.autocast(batch.scan.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+        losses = METHODS[recipe.method](model, batch, preset, recipe.objective)
+    total = torch.stack(list(losses.values())).sum()
+    if not torch.isfinite(total):
+        raise RunError(
+            "LOSS_NONFINITE",
+            "a loss is finite",
+            expected="a number",
+            got=f"{losses} at step {step}",
+            path=key,
+        )
+    optim.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
+    optim.step()
+    return {name: value.item() for name, value in losses.items()}
+
+
+def _log(
+    out: Path,
+    step: int,
+    losses: dict[str, float],
+    seconds: float,
+    report: Callable[[Progress], None] | None,
+    steps: int,
+) -> None:
+    with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "seconds": round(seconds, 3), **losses}) + "\n")
+    if report:
+        report(Progress(step, steps, losses, seconds))

@@ -1,0 +1,1 @@
+"""A method is a function from a batch to named losses."""

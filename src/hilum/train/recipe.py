@@ -1,0 +1,132 @@
+"""A recipe is data: TOML in, checked values out; an unknown key is refused with the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hilum.errors import UsageError
+
+
+class Strict(BaseModel):
+    """No unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataRecipe(Strict):
+    """Phantoms to train and validate on. Seeds never overlap: train, validation and exam count from different bases."""
+
+    train: int = Field(300, ge=1, description="phantoms to train on")
+    validation: int = Field(40, ge=1, description="phantoms to choose thresholds on")
+    seed: int = Field(1_000_000, description="seed of the first training phantom")
+    validation_seed: int = Field(5_000_000, description="seed of the first validation phantom")
+    work_mm: float = Field(2.5, gt=0, description="voxel of the phantom's working world, mm")
+    workers: int = Field(2, ge=1, description="processes that make phantoms")
+
+
+class AugmentRecipe(Strict):
+    """How far appearance and shape are varied at every step."""
+
+    rotate_deg: float = 8.0
+    scale: float = 0.12
+    shift_mm: float = 12.0
+    gain: float = 0.08
+    offset_hu: float = 30.0
+    organ_offset_hu: float = 150.0
+    noise_hu: float = 40.0
+    blur_chance: float = 0.25
+
+
+class OptimRecipe(Strict):
+    """AdamW with warm-up and cosine, gradients clipped, an average of the weights kept."""
+
+    steps: int = Field(2400, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    weight_decay: float = 1e-2
+    warmup: int = 40
+    clip: float = 1.0
+    ema: float = Field(0.99, ge=0, lt=1)
+
+
+class ObjectiveRecipe(Strict):
+    """Weights of the losses; see `objective/`."""
+
+    tversky_fp: float = 0.3
+    tversky_fn: float = 0.7
+    focal_alpha: float = 0.9
+    anomaly_weight: float = 1.0
+    gate: Literal["predicted", "given", "either"] = "either"
+    pool: Literal["volume", "paper"] = "volume"
+
+
+class Recipe(Strict):
+    """One training run.
+
+    `method` names a file of `train/methods/`; `preset` one of `model/presets/`.
+    """
+
+    name: str
+    method: Literal["exact_small", "cam"]
+    preset: str
+    seed: int = 0
+    threads: int | None = Field(None, description="CPU threads; None leaves torch's choice")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    device: str = "auto"
+    checkpoint_every: int = 100
+    data: DataRecipe = DataRecipe()
+    augment: AugmentRecipe = AugmentRecipe()
+    optim: OptimRecipe = OptimRecipe()
+    objective: ObjectiveRecipe = ObjectiveRecipe()
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides.
+
+    Raises:
+        UsageError: `CONFIG_KEY` for an unknown key, `CONFIG_VALUE` for a bad value, `CONFIG_FILE` for an unreadable file.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError("CONFIG_FILE", "a recipe is a readable TOML file", got=error, path=path) from None
+    for text in overrides:
+        _override(data, text)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, path) from None
+
+
+def _override(data: dict, text: str) -> None:
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise UsageError("CONFIG_KEY", "an override reads key=value", expected="optim.steps=10", got=text)
+    *parents, last = key.strip().split(".")
+    for name in parents:
+        data = data.setdefault(name, {})
+    try:
+        data[last] = tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        data[last] = value.strip()
+
+
+def _explain(error: ValidationError, path: Path) -> UsageError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return UsageError(
+            "CONFIG_VALUE", f"recipe key {where}: {first['msg']}", got=repr(first.get("input")), path=path
+        )
+    section: type[BaseModel] = Recipe
+    for part in first["loc"][:-1]:
+        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
+    near = difflib.get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(section.model_fields)}."
+    return UsageError(
+        "CONFIG_KEY", "a recipe has only known keys", expected="a known key", got=where, path=path, hint=hint
+    )
