@@ -7,7 +7,6 @@ Reading makes float32 HU; scaling is done in float64 block by block, so no integ
 from __future__ import annotations
 
 import gzip
-import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ from hilum.io.hashing import sha256_of_parts
 from hilum.io.limits import Answers, Limits, Mode
 from hilum.io.nifti_header import DTYPES, NiftiHeader, header_size, parse_header
 from hilum.io.streams import ByteStream, Source, check_inflation
+from hilum.io.voxels import read_voxels
 from hilum.types import AffineRas, VolumeHU
 from hilum.volume import CTVolume, Finding, Level
 
-BLOCK_VOXELS = 1 << 20
 SAME_PLACE_MM, ROUNDING_MM = 0.1, 1e-3
 
 
@@ -224,30 +223,17 @@ def _check_length(header: NiftiHeader, source: Source, stream: ByteStream, limit
 
 
 def _read_voxels(header: NiftiHeader, stream: ByteStream, shown: str) -> VolumeHU:
-    """Float32 HU on stored axes, Fortran order as NIfTI stores them."""
+    """Float32 HU on stored axes (NIfTI stores them in Fortran order)."""
     ahead = header.offset_bytes - stream.count + header.frame * header.frame_bytes
     if ahead < 0 or stream.skip(ahead) != ahead:
         raise _short(header.offset_bytes + header.data_bytes, stream.count, stream.gzipped, shown)
-    total = math.prod(header.shape)
-    hu = np.empty(total, dtype=np.float32)
-    for start in range(0, total, BLOCK_VOXELS):
-        count = min(BLOCK_VOXELS, total - start)
-        block = stream.read(count * header.dtype.itemsize)
-        if len(block) != count * header.dtype.itemsize:
-            raise _short(header.offset_bytes + header.data_bytes, stream.count, stream.gzipped, shown)
-        hu[start : start + count] = to_hu(np.frombuffer(block, header.dtype), header.slope, header.intercept)
+    hu = read_voxels(stream, header.shape, header.dtype, header.slope, header.intercept)
+    if hu is None:
+        raise _short(header.offset_bytes + header.data_bytes, stream.count, stream.gzipped, shown)
     behind = (header.frames - header.frame - 1) * header.frame_bytes
     if stream.skip(behind) != behind:
         raise _short(header.offset_bytes + header.data_bytes, stream.count, stream.gzipped, shown)
-    return hu.reshape(header.shape, order="F")
-
-
-def to_hu(stored: np.ndarray, slope: float | None, intercept: float) -> np.ndarray:
-    """Stored values -> float32 HU; the arithmetic is float64, so neither integers nor large offsets wrap."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if slope is None:
-            return stored.astype(np.float32)
-        return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    return hu
 
 
 def _short(expected: int, got: int, gzipped: bool, shown: str) -> ContainerError:

@@ -100,19 +100,24 @@ class ByteStream:
     """Reads one source from start to end; gzip is recognised by its magic bytes, never by name.
 
     Args:
-        file: a binary stream at its first byte.
+        file: a binary stream at its first byte, or behind `before` and `head` when those were already read.
         shown: name for messages.
+        before: bytes already read that are hashed and are not data (a text header in front of the data).
+        head: bytes already read that belong to the data.
+        gzipped: None to find out from the magic bytes; True or False where a header says it.
     """
 
-    def __init__(self, file: IO[bytes], shown: str, head: bytes = b"") -> None:
+    def __init__(
+        self, file: IO[bytes], shown: str, before: bytes = b"", head: bytes = b"", gzipped: bool | None = None
+    ) -> None:
         self._file, self._shown = file, shown
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256(before + head)
         self._ready = bytearray()
         self._inflater = None
         self._ended = False
         self.count = 0
         first = head or self._stored(BLOCK_BYTES)
-        self.gzipped = first.startswith(GZIP_MAGIC)
+        self.gzipped = first.startswith(GZIP_MAGIC) if gzipped is None else gzipped
         if self.gzipped:
             self._inflater = zlib.decompressobj(wbits=31)
             self._packed = first
@@ -151,7 +156,7 @@ class ByteStream:
 
         Raises:
             ContainerError: `GZ_BOMB` (gzip holds more than its header says), `GZ_NO_TRAILER`, `GZ_CRC`,
-                `NII_TRAILING`.
+                `TRAILING_BYTES`.
         """
         trailing = len(self.read(1))
         if trailing and self.gzipped:
@@ -176,7 +181,7 @@ class ByteStream:
                 trailing += len(block)
             if not allow_trailing:
                 raise ContainerError(
-                    "NII_TRAILING",
+                    "TRAILING_BYTES",
                     "a file ends where its header says",
                     expected=f"{self.count - trailing} bytes",
                     got=f"{self.count} bytes",
