@@ -47,14 +47,17 @@ def read_frames(guarded: Guarded, ds: Dataset, source: int, where: str) -> list[
         kind = image_type(_group(group, shared, "CTImageFrameTypeSequence"), "FrameType")
         frames.append(
             ImageHeader(
-                source=source, frame=index, frames=count,
+                source=source,
+                frame=index,
+                frames=count,
                 number=index + 1,
                 acquisition=_phase(content),
                 time="",
                 image_type=kind or image_type(ds, "ImageType"),
                 plane=_plane(group, shared, index, where),
                 pixels=form,
-                slope=number(rescale, "RescaleSlope"), intercept=number(rescale, "RescaleIntercept"),
+                slope=number(rescale, "RescaleSlope"),
+                intercept=number(rescale, "RescaleIntercept"),
                 rescale_type=text(rescale, "RescaleType").upper(),
                 **(common | {"info": _info(common["info"], group, shared)}),
             )  # fmt: skip
@@ -70,7 +73,11 @@ def _plane(group: Dataset, shared: Dataset, index: int, where: str) -> Plane:
     if position is None or cosines is None or spacing is None:
         raise _refused(f"frame {index + 1} has no position, orientation or pixel spacing", where)
     return Plane(
-        position, cosines, spacing, number(measures, "SliceThickness"), number(measures, "SpacingBetweenSlices")
+        position,
+        cosines,
+        spacing,
+        number(measures, "SliceThickness"),
+        number(measures, "SpacingBetweenSlices"),
     )
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -35,9 +36,15 @@ ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 PIXEL_DATA = 0x7FE00010
 PIXEL_TAGS = (0x7FE00010, 0x7FE00008, 0x7FE00009)
 TRANSFER_SYNTAX, GROUP_LENGTH = 0x00020010, 0x00020000
-LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+LONG_VRS = frozenset(
+    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+)
 FOREIGN_PREAMBLES = {b"MZ": "a Windows program", b"\x7fELF": "a Linux program", b"#!": "a script"}
-FOREIGN_PREAMBLES |= {b"PK\x03\x04": "a zip archive", b"%PDF": "a PDF", b"\xcf\xfa\xed\xfe": "a macOS program"}
+FOREIGN_PREAMBLES |= {
+    b"PK\x03\x04": "a zip archive",
+    b"%PDF": "a PDF",
+    b"\xcf\xfa\xed\xfe": "a macOS program",
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ def guard(content: bytes, limits: Limits | None = None, where: str = "") -> Guar
     if content[128:132] == b"DICM":
         start = 132
         notes.extend(_preamble_notes(content[:128], where))
-    elif _plausible_start(content):
+    elif plausible_start(content):
         notes.append(
             Finding("NO_PREAMBLE", Level.NOTE, "a DICOM file starts with a preamble and DICM",
                     expected="DICM at byte 128", got="data elements at byte 0", where=where)
@@ -113,12 +120,18 @@ def read_elements(guarded: Guarded, tags: Iterable[int]) -> Dataset:
     wanted = set(tags) | {0x00080005}
     body = b"".join(guarded.body[a:b] for tag, (a, b) in guarded.spans.items() if tag in wanted)
     try:
-        with warnings.catch_warnings():
-            # Bad values are judged where they are used; pydicom's remarks on them would only reach stderr.
-            warnings.simplefilter("ignore")
+        with quiet():
             return read_dataset(BytesIO(body), guarded.implicit, guarded.little)
     except Exception as error:  # pydicom lets seven kinds of exception out of damaged bytes
         raise _cut("", f"pydicom: {type(error).__name__}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom's warnings stay inside: bad values are judged where they are used. Local to this block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def not_an_image(content: bytes, where: str = "") -> ContainerError:
@@ -159,7 +172,7 @@ def _preamble_notes(preamble: bytes, where: str) -> Iterable[Finding]:
                           expected="zeros or TIFF", got=name, where=where)  # fmt: skip
 
 
-def _plausible_start(content: bytes) -> bool:
+def plausible_start(content: bytes) -> bool:
     """True when the first three elements could be group 2 or 8: ascending tags, lengths that fit and are even."""
     if len(content) < 24:
         return False
@@ -172,7 +185,11 @@ def _plausible_start(content: bytes) -> bool:
         explicit = content[at + 4 : at + 6].isalpha() and content[at + 4 : at + 6].isupper()
         if explicit and content[at + 4 : at + 6] in LONG_VRS:
             return last != 0
-        length = struct.unpack_from("<H", content, at + 6)[0] if explicit else struct.unpack_from("<I", content, at + 4)[0]
+        length = (
+            struct.unpack_from("<H", content, at + 6)[0]
+            if explicit
+            else struct.unpack_from("<I", content, at + 4)[0]
+        )
         if group not in (2, 8) or tag <= last or length % 2 or length > 1024:
             return False
         at, last = at + 8 + length, tag
@@ -202,7 +219,7 @@ def _read_meta(content: bytes, start: int, where: str) -> tuple[UID, int]:
     if at >= len(content):
         raise _cut(where, "file ends after its preamble")
     # No syntax declared: only little endian is tried, and only when the first tags make sense (row A21).
-    if not _plausible_start(content[at:]):
+    if not plausible_start(content[at:]):
         raise _cut(where, "no transfer syntax", rule="a DICOM file names its transfer syntax")
     return (ExplicitVRLittleEndian if content[at + 4 : at + 6].isupper() else ImplicitVRLittleEndian), at
 
@@ -253,7 +270,9 @@ class _Walk:
     def _close_ended(self) -> None:
         while self.stack and self.stack[-1][0] is not None and self.at >= self.stack[-1][0]:
             if self.at > self.stack[-1][0]:
-                raise _cut(self.where, "an element runs past the end of its item", "elements end with their item")
+                raise _cut(
+                    self.where, "an element runs past the end of its item", "elements end with their item"
+                )
             self._pop()
 
     def _pop(self) -> None:
@@ -266,7 +285,9 @@ class _Walk:
         body, at = self.body, self.at
         self.count += 1
         if self.count > self.limits.max_dicom_elements:
-            raise _cut(self.where, f"more than {self.limits.max_dicom_elements} elements", "elements fit the budget")
+            raise _cut(
+                self.where, f"more than {self.limits.max_dicom_elements} elements", "elements fit the budget"
+            )
         if at + 8 > len(body):
             raise _cut(self.where, f"file ends {len(body) - at} bytes into an element header")
         group, element = self.tag_of(body, at)
