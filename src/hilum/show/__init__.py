@@ -1,1 +1,1 @@
-"""What a person sees."""
+"""What a person sees: pictures, the page, and the output folder."""
