@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hilum.errors import UsageError
 from hilum.phantom.make import Phantom
 from hilum.phantom.narrator_facts import LesionFact, lesion_facts
 from hilum.phantom.narrator_sentence import Narrative, Section, Sentence, Status
-from hilum.phantom.narrator_words import LANGUAGES, Language, Words, fields_of
+from hilum.phantom.narrator_words import Words, fields_of
 from hilum.phantom.plan import Scanner
 from hilum.text.vocabulary import SLUGS
 from hilum.volume import SliceRef
@@ -29,7 +28,7 @@ COMPARISONS = ("same", "same", "more", "less", "new")
 
 def narrate(
     phantom: Phantom,
-    language: Language = "en",
+    language: str = "en",
     slice_refs: Sequence[SliceRef] | None = None,
     *,
     series: int = 1,
@@ -57,17 +56,13 @@ def narrate(
 def narrate_facts(
     facts: Mapping[str, LesionFact],
     scanner: Scanner,
-    language: Language,
+    language: str,
     *,
     series: int = 1,
     seed: int = 0,
     previous: bool | None = None,
 ) -> Narrative:
     """The same from facts alone: a finding that `facts` does not hold is absent."""
-    if language not in LANGUAGES:
-        raise UsageError(
-            "OPTION_UNKNOWN", "the narrator knows two languages", expected=LANGUAGES, got=language
-        )
     teller = _Teller(facts, Words(language, np.random.default_rng([seed, 18])), series, previous)
     sentences = tuple(teller.technique(scanner) + teller.findings() + teller.impression())
 
@@ -144,14 +139,25 @@ class _Teller:
         entry = self.book["finding"][fact.slug]
         where, side, lobes = self.words.place(entry["place"], fact.side, fact.lobes)
         size, size_mm = self.words.size(fact.size_mm) if fact.size_mm > 0 else ("", 0.0)
+        thickness_mm = float(fact.attributes.get("thickness_mm", 0) or 0)
+        thickness, thick_mm = self.words.size(thickness_mm) if thickness_mm > 0 else ("", 0.0)
         known = {
             "where": where,
             "size": size,
+            "thickness": thickness,
             "degree": self.words.pick(self.book["degree"][fact.degree]),
-            "kind": self.book["kinds"].get(str(fact.attributes.get("kind", "")), ""),
+            "kind": self._named(fact, "items"),
+            "density": self._named(fact, "density"),
             "stage": str(fact.attributes.get("t_stage", "")),
         }
-        return known, {"where": {"side": side, "lobes": lobes}, "size": {"size_mm": size_mm}}
+        place = {"side": side, "lobes": lobes}
+        return known, {"where": place, "size": {"size_mm": size_mm}, "thickness": {"size_mm": thick_mm}}
+
+    def _named(self, fact: LesionFact, attribute: str) -> str:
+        """An attribute (names joined by commas) in the language's words; empty when one has none."""
+        names = [n.strip() for n in str(fact.attributes.get(attribute, "")).split(",") if n.strip()]
+        words = [self.book["kinds"].get(name, "") for name in names]
+        return self.book["and"].join(words) if all(words) else ""
 
     def _claim(
         self, fact: LesionFact, templates: Sequence[str], status: Status, section: Section, refer: float
@@ -202,7 +208,7 @@ class _Teller:
 
     def _stage_remarks(self, fact: LesionFact, entry: Mapping[str, Any]) -> list[str]:
         """What makes a tumour's stage besides its size."""
-        invades = self.book["kinds"].get(str(fact.attributes.get("invades", "")), "")
+        invades = self._named(fact, "invades")
         told = [self.words.fill(self.words.pick(entry["invasion"]), {"invades": invades})] if invades else []
         if float(fact.attributes.get("satellites", 0) or 0) > 0:
             told.append(self.words.pick(entry["satellites"]))
@@ -232,8 +238,10 @@ class _Teller:
         if refers:
             numbers = {"series": str(self.prior_series), "image": str(image)}
             known["prior"] = self.words.pick(self.book["reference"]["prior"]).format_map(numbers)
-        prior = {"prior_series": self.prior_series, "prior_image": image} if refers else {}
-        return Sentence(self.words.fill(template, known), slug=slug, status=status, **prior)
+        text = self.words.fill(template, known)
+        if not refers:
+            return Sentence(text, slug=slug, status=status)
+        return Sentence(text, slug=slug, status=status, prior_series=self.prior_series, prior_image=image)
 
     def _absent(self, slug: str) -> list[Sentence]:
         entry = self.book["finding"][slug]

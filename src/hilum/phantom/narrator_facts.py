@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -44,6 +45,10 @@ class LesionFact:
     instance: int
     instances: tuple[int, int]
     attributes: dict[str, str | float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
 
 
 def lesion_mask(phantom: Phantom, truth: LesionTruth) -> MaskVolume:

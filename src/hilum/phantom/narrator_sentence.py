@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from hilum.phantom.narrator_words import Language, load_book
+from hilum.phantom.narrator_words import load_book
 
 Status = Literal["present", "absent", "uncertain", "prior", "none"]
 Section = Literal["technique", "findings", "impression"]
@@ -64,7 +64,7 @@ class Sentence:
 class Narrative:
     """A report: heading, technique and findings, impression, and the sentences with their truth."""
 
-    language: Language
+    language: str
     heading: str
     findings: str
     impression: str

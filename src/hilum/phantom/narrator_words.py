@@ -8,19 +8,28 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from string import Formatter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Language = Literal["en", "de"]
-LANGUAGES: tuple[Language, ...] = ("en", "de")
+from hilum.errors import UsageError
+
+LANGUAGES = ("en", "de")
 OPTIONAL = ("ref", "prior")
 """Fields that may stay empty."""
 
 
 @cache
-def load_book(language: Language) -> dict[str, Any]:
-    """The phrase book of a language, as the TOML file holds it. Treat it as read-only."""
+def load_book(language: str) -> dict[str, Any]:
+    """The phrase book of a language, as the TOML file holds it. Treat it as read-only.
+
+    Raises:
+        UsageError: unknown language (`OPTION_UNKNOWN`).
+    """
+    if language not in LANGUAGES:
+        raise UsageError(
+            "OPTION_UNKNOWN", "the narrator knows two languages", expected=LANGUAGES, got=language
+        )
     return tomllib.loads(files("hilum.phantom").joinpath(f"narrator_{language}.toml").read_text("utf-8"))
 
 
@@ -36,7 +45,7 @@ class Words:
         language: ``en`` or ``de``. rng: every choice comes from it.
     """
 
-    def __init__(self, language: Language, rng: np.random.Generator) -> None:
+    def __init__(self, language: str, rng: np.random.Generator) -> None:
         self.language, self.rng, self.book = language, rng, load_book(language)
 
     def chance(self, share: float) -> bool:
