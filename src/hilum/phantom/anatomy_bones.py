@@ -101,12 +101,13 @@ def _flat_tube(
     """A rib-like band: three tubes above each other. `line` is canonical."""
     frame = build.frame
     size = float(np.mean(frame.scale))
-    for dz in (-tall, 0.0, tall):
-        points = frame.to_scene(line + np.array([0.0, 0.0, dz]))
-        dense, radii = resample_line(points, np.full(len(points), radius * size), max(0.6 * frame.h, 1.2))
-        splat(frame, outer, dense, radii)
-        if inner is not None:
-            splat(frame, inner, dense, radii - 1.5)
+    middle = frame.to_scene(line)
+    dense, radii = resample_line(middle, np.full(len(middle), radius * size), max(0.6 * frame.h, 1.2))
+    points = np.concatenate([dense + np.array([0.0, 0.0, dz]) for dz in (-tall, 0.0, tall)])
+    radii = np.tile(radii, 3)
+    splat(frame, outer, points, radii)
+    if inner is not None:
+        splat(frame, inner, points, radii - 1.5)
 
 
 def _sternum(build: Build, outer: Tensor, inner: Tensor) -> None:

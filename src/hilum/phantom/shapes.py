@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline, PchipInterpolator
+from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from hilum.geometry import Geometry
@@ -18,7 +20,8 @@ from hilum.geometry import Geometry
 Box = tuple[slice, slice, slice]
 LATTICE_MM = 340.0
 """Noise is defined on the cube of this half-edge around the carina."""
-_SPLAT_CHUNK = 4_000_000
+_SPLAT_CHUNK = 2_000_000
+_COARSE_MM = 10.0
 
 
 def spline_weights(at_mm: Tensor, knot_mm: float) -> Tensor:
@@ -57,14 +60,7 @@ class Noise:
         out = torch.tensordot(wz, self.lattice, dims=([1], [2]))
         out = torch.tensordot(wy, out, dims=([1], [2]))
         out = torch.tensordot(wx, out, dims=([1], [2]))
-        return out.permute(0, 1, 2)
-
-    def at(self, points_mm: np.ndarray) -> np.ndarray:
-        """Values at points (N, 3) mm, shape (N,)."""
-        p = torch.as_tensor(points_mm, dtype=torch.float32)
-        lattice = self.lattice.cpu()
-        w = [spline_weights(p[:, i].contiguous(), self.knot_mm) for i in range(3)]
-        return torch.einsum("ni,nj,nk,ijk->n", w[0], w[1], w[2], lattice).numpy().astype(np.float64)
+        return out
 
 
 @dataclass
@@ -93,6 +89,10 @@ class Frame:
         ]
         self.x, self.y, self.z = axes[0][:, None, None], axes[1][None, :, None], axes[2][None, None, :]
         c, s = float(np.cos(self.rotation_rad)), float(np.sin(self.rotation_rad))
+        coarse = torch.arange(-LATTICE_MM, LATTICE_MM + 1, _COARSE_MM)
+        self._shift = np.stack(
+            [Noise(n.lattice.cpu(), n.knot_mm).on_axes(coarse, coarse, coarse).numpy() for n in self.warp]
+        )
         bend = self._bend(self.z)
         dx, dy, dz = (n.on_axes(self.x, self.y, self.z) for n in self.warp)
         self.cx = dx.mul_(self.warp_mm).add_((c * self.x + s * self.y) / self.scale[0])
@@ -118,8 +118,12 @@ class Frame:
         target = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
         c, s = np.cos(self.rotation_rad), np.sin(self.rotation_rad)
         p = target * np.array(self.scale)
-        for _ in range(6):
-            delta = np.stack([n.at(p) for n in self.warp], 1) * self.warp_mm
+        for _ in range(4):
+            at = (p.T + LATTICE_MM) / _COARSE_MM
+            delta = (
+                np.stack([map_coordinates(f, at, order=1, mode="nearest") for f in self._shift], 1)
+                * self.warp_mm
+            )
             bend = self._bend(torch.as_tensor(p[:, 2])).numpy()
             u = (target - delta + np.stack([0 * bend, bend, 0 * bend], 1)) * np.array(self.scale)
             p = np.stack([c * u[:, 0] - s * u[:, 1], s * u[:, 0] + c * u[:, 1], u[:, 2]], 1)
@@ -152,8 +156,6 @@ class Frame:
 
     def profile(self, table_z: np.ndarray, table: np.ndarray) -> Tensor:
         """A table over canonical z (ascending) as a (1, 1, Z) tensor, monotone cubic between its rows."""
-        from scipy.interpolate import PchipInterpolator
-
         z = np.clip(self.z.flatten().cpu().numpy() / self.scale[2], table_z[0], table_z[-1])
         values = PchipInterpolator(table_z, table)(z)
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)[None, None, :]
@@ -208,8 +210,6 @@ def resample_line(
 
 def smooth_line(points_mm: np.ndarray, count: int = 40) -> np.ndarray:
     """A curve (Catmull-Rom-like cubic spline) through the points, `count` samples."""
-    from scipy.interpolate import CubicSpline
-
     p = np.asarray(points_mm, float)
     t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(p, axis=0), axis=1))])
     return CubicSpline(t, p)(np.linspace(0, t[-1], count))
@@ -244,17 +244,25 @@ def _splat_group(
     device, (nx, ny, nz) = frame.device, frame.shape
     p = torch.as_tensor(position, dtype=torch.float32, device=device)
     r = torch.as_tensor(radius, dtype=torch.float32, device=device)[:, None]
-    off = torch.as_tensor(offsets, dtype=torch.float32, device=device)
+    off = torch.as_tensor(offsets, device=device)
     base = p.round()
-    d = (base - p)[:, None, :] + off[None]
-    cover = (r - d.square().sum(-1).sqrt() + 0.5).clamp_(0.0, 1.0)
+    d = base - p
+    offset = off.to(torch.float32)
+    square = torch.addmm(offset.square().sum(1), d, offset.T, alpha=2.0).add_(d.square().sum(1)[:, None])
+    cover = square.clamp_(min=0.0).sqrt_().neg_().add_(r + 0.5).clamp_(0.0, 1.0)
     # A tube thinner than a voxel fills only its cross-section of it.
-    cover = cover * (np.pi * r * r).clamp(max=1.0)
-    index = (base[:, None, :] + off[None]).long()
-    i, j, k = index.unbind(-1)
-    good = (cover > 0) & (i >= 0) & (i < nx) & (j >= 0) & (j < ny) & (k >= 0) & (k < nz)
-    where = ((i * ny + j) * nz + k)[good]
-    flat.scatter_reduce_(0, where, cover[good], reduce="amax")
+    cover *= (np.pi * r * r).clamp(max=1.0)
+    start = base.long()
+    good = cover > 0
+    edge = int(offset.max())
+    limit = torch.tensor([nx, ny, nz], device=device) - edge
+    if bool(((start < edge) | (start >= limit)).any()):
+        for axis, n in enumerate((nx, ny, nz)):
+            place = start[:, axis, None] + off[None, :, axis]
+            good &= (place >= 0) & (place < n)
+    strides = torch.tensor([ny * nz, nz, 1], device=device)
+    where = (start * strides).sum(1)[:, None] + (off * strides).sum(1)[None]
+    flat.scatter_reduce_(0, where[good], cover[good], reduce="amax")
 
 
 def tube(
