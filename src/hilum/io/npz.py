@@ -146,7 +146,8 @@ def _place(
         return geometry_of(affine.astype(np.float64), shape, shown)
     spacing = _spacing(arrays, shown)
     if spacing is not None and "orientation" in arrays:
-        letters = str(_small(arrays, "orientation", shown).reshape(-1)[:1].tolist())[2:-2]
+        named = _small(arrays, "orientation", shown).reshape(-1)
+        letters = str(named[0]) if named.size == 1 else ""
         try:
             affine = affine_from_letters(letters, spacing, shape)
         except UsageError as error:

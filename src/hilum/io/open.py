@@ -80,10 +80,8 @@ def _read(docket: Docket, path: Path, answers: Answers, limits: Limits) -> CTVol
         if path.is_dir():
             return _dicom(path, docket, answers, limits)
         return _read_file(path, docket, answers, limits)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ValueError) and "null" not in str(error):
-            raise
-        got = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        got = error.strerror or type(error).__name__
         raise ContainerError("NOT_FOUND", "the input exists and can be read", got=got, path=path) from error
     except MemoryError as error:
         raise RunError(

@@ -55,7 +55,8 @@ def kind_of(source: Source) -> tuple[Kind, bytes]:
         return "nrrd", head
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         return "zip", head
-    if len(head) >= 4 and {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")} & {348, 540}:
+    size = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
+    if len(head) >= 4 and size & {348, 540}:
         return "nifti", head
     return "", head
 
