@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,7 @@ MapOf = Callable[[str], ProbabilityMap]
 """Name -> map on the scan's RAS+ grid."""
 
 
+@runtime_checkable
 class Trace(Protocol):
     """The way from the model's grid back to the scan's."""
 
@@ -38,6 +39,7 @@ class Trace(Protocol):
         """Model grid -> `[X, Y, Z]` on the scan's RAS+ grid."""
 
 
+@runtime_checkable
 class Output(Protocol):
     """What a model says about one scan; `hilum.read.scan_model.ModelOutput` is one."""
 
@@ -47,6 +49,7 @@ class Output(Protocol):
     trace: Trace
 
 
+@runtime_checkable
 class Model(Protocol):
     """What reads a scan; `hilum.read.scan_model.ScanModel` is one."""
 

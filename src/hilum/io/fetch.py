@@ -19,10 +19,10 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from hilum.errors import ContainerError, RunError, WeightsError
 from hilum.io.atomic import atomic_write
@@ -36,6 +36,15 @@ BUILD_TOOLS = ("setuptools==80.9.0", "wheel==0.45.1", "versioneer==0.29")
 
 _STALE_S = 24 * 3600
 _POLL_S = 0.2
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A stream of bytes."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def member_file(member: ArchiveMember, cache: Path | None = None, progress: Prog
 
 
 @contextmanager
-def open_member(archive: Path, member: ArchiveMember) -> Iterator[IO[bytes]]:
+def open_member(archive: Path, member: ArchiveMember) -> Iterator[Readable]:
     """A stream of one exact member. Links, folders and absent names are refused (`ARCHIVE_MEMBER`)."""
     try:
         if member.archive.is_source:
@@ -170,7 +179,7 @@ def open_member(archive: Path, member: ArchiveMember) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _copy_bounded(source: IO[bytes], out: IO[bytes], member: ArchiveMember) -> str:
+def _copy_bounded(source: Readable, out: BinaryIO, member: ArchiveMember) -> str:
     digest, done = hashlib.sha256(), 0
     while block := source.read(min(CHUNK_BYTES, member.size - done + 1)):
         done += len(block)
@@ -289,12 +298,17 @@ def _run(command: list[str], environment: dict[str, str], archive: Archive, tick
 
 def _watch(archive: Archive, folder: Path, progress: Progress | None) -> Callable[[], None]:
     """Progress without parsing pip's words: the growing size of the file it downloads."""
+    done = 0
 
     def tick() -> None:
+        nonlocal done
         if progress is None:
             return
-        sizes = [p.stat().st_size for p in folder.rglob(archive.filename) if p.is_file()]
-        progress(min(max(sizes, default=0), archive.size), archive.size)
+        for path in folder.rglob(archive.filename):
+            # pip moves the file away at any moment, and what was seen of it stays seen.
+            with suppress(FileNotFoundError):
+                done = max(done, min(path.stat().st_size, archive.size))
+        progress(done, archive.size)
 
     return tick
 
