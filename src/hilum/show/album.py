@@ -57,11 +57,14 @@ class Album:
 
     def _axial_slices(self) -> None:
         for window in WINDOWS:
-            pictures = {k: self._encode(grey_picture(self.volume, "axial", k, window, self.px_mm)) for k in self.kept}
+            pictures = {
+                k: self._encode(grey_picture(self.volume, "axial", k, window, self.px_mm)) for k in self.kept
+            }
             self.grey[window.name] = pictures
 
     def add_spot(self, key: str, point_mm: PointMm, window: str = "lung") -> dict[str, Any]:
-        """Coronal and sagittal cuts through a point, and where it lies in all three pictures (mm from the top left)."""
+        """Coronal and sagittal cuts through a point, and where it lies in all three pictures (mm from the
+        top left)."""
         voxel = voxel_of(self.volume, point_mm)
         spot: dict[str, Any] = {"k": voxel[2], "window": window, "cross": {}, "cuts": {}, "heat": {}}
         for plane, index in (("axial", voxel[2]), ("coronal", voxel[1]), ("sagittal", voxel[0])):
@@ -86,7 +89,9 @@ class Album:
         point = finding.where.peak_mm_ras
         spot = self.add_spot(finding.slug, point, "lung" if finding.organ in AERATED else "soft")
         # a map that never reaches its threshold is shown from half of its own peak
-        threshold = finding.map_threshold if finding.where.above_threshold else max(0.5 * float(heat.max()), 1e-3)
+        threshold = (
+            finding.map_threshold if finding.where.above_threshold else max(0.5 * float(heat.max()), 1e-3)
+        )
         voxel = voxel_of(self.volume, point)
         axial = {k: self._heat(heat, "axial", k, threshold) for k in self.kept}
         spot["heat"] = {
@@ -141,7 +146,8 @@ class Album:
         return LETTERS[plane]
 
     def _slice_label(self, k: int) -> dict[str, Any]:
-        """RAS index, height, and the number a viewer shows for this slice (when slices of the input are axial)."""
+        """RAS index, height, and the number a viewer shows for this slice (when slices of the input are
+        axial)."""
         centre = np.array([(self.volume.shape[0] - 1) / 2, (self.volume.shape[1] - 1) / 2, k])
         point = self.volume.geometry.to_mm(centre)[0]
         axis = slice_axis_of(self.volume)

@@ -1,6 +1,8 @@
-"""Axial, coronal and sagittal cuts of a volume, as a radiologist lays them out: patient's right on the left of the picture.
+"""Axial, coronal and sagittal cuts of a volume, as a radiologist lays them out: patient's right on the left
+of the picture.
 
-A cut is taken along the axes of the volume nearest to RAS+, so an axial cut of a tilted series is the image the scanner
+A cut is taken along the axes of the volume nearest to RAS+, so an axial cut of a tilted series is the image
+the scanner
 made. Rows run downwards: anterior on top of an axial cut, head on top of the other two.
 """
 
@@ -46,7 +48,8 @@ WINDOWS = (LUNG, SOFT)
 
 @dataclass(frozen=True)
 class CutGrid:
-    """One cut: which plane, which index along its normal, how many mm a row and a column are, and where it starts.
+    """One cut: which plane, which index along its normal, how many mm a row and a column are, and where it
+    starts.
 
     Args:
         rows, columns: of the array cut. row_mm, column_mm: distance of rows and of columns.

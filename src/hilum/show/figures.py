@@ -1,4 +1,5 @@
-"""Pictures with Pillow: a grey cut at true millimetre aspect, heat in isobands with an outline, letters and a scale bar."""
+"""Pictures with Pillow: a grey cut at true millimetre aspect, heat in isobands with an outline, letters and
+a scale bar."""
 
 from __future__ import annotations
 
@@ -39,12 +40,15 @@ def grey_picture(volume: CTVolume, plane: Plane, index: int, window: Window, px_
 
 
 def heat_picture(heat_cut: np.ndarray, grid: CutGrid, threshold: float, px_mm: float) -> Image.Image | None:
-    """[rows, columns] of probabilities -> RGBA bands with a one-pixel outline; None when nothing reaches the threshold."""
+    """[rows, columns] of probabilities -> RGBA bands with a one-pixel outline; None when nothing reaches the
+    threshold."""
     if float(heat_cut.max()) < threshold:
         return None
     smooth = Image.fromarray(np.ascontiguousarray(heat_cut, dtype=np.float32))
     values = np.asarray(smooth.resize(size_px(grid, px_mm), Image.Resampling.BILINEAR))
-    level = np.clip((values - threshold) / max(1.0 - threshold, 1e-6) * len(HEAT_STEPS), 0, len(HEAT_STEPS) - 0.01)
+    level = np.clip(
+        (values - threshold) / max(1.0 - threshold, 1e-6) * len(HEAT_STEPS), 0, len(HEAT_STEPS) - 0.01
+    )
     band = np.where(values >= threshold, level.astype(np.uint8) + 1, 0).astype(np.uint8)
     if not band.any():
         # thinner than a pixel of the picture: show it all the same

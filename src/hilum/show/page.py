@@ -1,6 +1,7 @@
 """One self-contained page: pictures, findings, report, receipt. No network, no markup from data, no patient.
 
-Every string goes through autoescape; the script's data through JSON with `<`, `>` and `&` as escapes. The page's own policy
+Every string goes through autoescape; the script's data through JSON with `<`, `>` and `&` as escapes. The
+page's own policy
 allows its one style and one script by hash, pictures from `data:` and nothing else.
 """
 
@@ -35,7 +36,10 @@ def render(reading: Reading, album: Album) -> str:
     style = _asset("reading.css").replace("/*columns*/", _columns(album))
     script = _asset("reading.js")
     environment = Environment(
-        autoescape=select_autoescape(default=True), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     template = environment.from_string(_asset("reading.html.j2"))
     first = reading.present[0].slug if reading.present and reading.present[0].slug in album.spots else CENTRE
@@ -111,7 +115,9 @@ def _size(finding: FindingReading, words: Words) -> str:
         return ""
     if finding.slug in SIZED:
         return f"{where.extent_mm:.0f} mm"
-    return words.number(f"{finding.volume_ml:.0f} ml" if finding.volume_ml >= 10 else f"{finding.volume_ml:.1f} ml")
+    return words.number(
+        f"{finding.volume_ml:.0f} ml" if finding.volume_ml >= 10 else f"{finding.volume_ml:.1f} ml"
+    )
 
 
 def _image(finding: FindingReading) -> str:

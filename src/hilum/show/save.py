@@ -2,7 +2,8 @@
 
     reading.json  report.txt  receipt.json  index.html  organs.nii.gz  maps/<slug>.nii.gz
 
-Maps and organs lie on the input's own grid and affine. File names come from our own vocabulary, never from the input.
+Maps and organs lie on the input's own grid and affine. File names come from our own vocabulary, never from
+the input.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def _write_organs(folder: Path, material: Material) -> None:
     write_nifti(folder / "organs.nii.gz", on_source(labels, material.volume), source, "hilum organ labels")
 
 
-def _write_maps(folder: Path, reading: Reading, material: Material, all_maps: bool) -> tuple[Album, dict[str, str]]:
+def _write_maps(
+    folder: Path, reading: Reading, material: Material, all_maps: bool
+) -> tuple[Album, dict[str, str]]:
     """Maps one at a time: invert, write, take the page's pictures, forget."""
     volume = material.volume
     album = Album.of(volume, [f.where.peak_mm_ras for f in reading.findings if f.where is not None])

@@ -1,4 +1,5 @@
-"""Probabilities as int16 with a slope of 1/1000: half the bytes of float32, and every reader still sees 0 to 1."""
+"""Probabilities as int16 with a slope of 1/1000: half the bytes of float32, and every reader still sees 0 to
+1."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def write_probability(path: Path, values: ProbabilityMap, geometry: Geometry, de
     """Write a map on its grid; equal values give equal bytes.
 
     Args:
-        path: ends in `.nii.gz`. values: 0..1 on `geometry` (stored axes). description: ASCII, nothing about a patient.
+        path: ends in `.nii.gz`. values: 0..1 on `geometry` (stored axes). description: ASCII, nothing about
+        a patient.
 
     Raises:
         RunError: the map is not on that grid (`GRID_MISMATCH`).

@@ -1,0 +1,126 @@
+"""`hilum read`: one chest CT in, one folder out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hilum.cli.common import echo_json, input_options, json_option
+
+if TYPE_CHECKING:
+    from hilum.read.reading import Reading
+
+STEPS = ("open", "load model", "run model", "place", "write organs", "write maps", "write page")
+
+
+@click.command()
+@click.argument("path", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="Folder to make.")
+@click.option("--organs", type=click.Path(), help="Organ masks of your own (TotalSegmentator map or folder).")
+@click.option("--model", default="phantom-small", show_default=True, help="Model that reads.")
+@click.option("--language", type=click.Choice(["en", "de"]), default="en", help="Of the report and page.")
+@click.option("--all-maps", is_flag=True, help="Write the maps of all 18 findings, not only those present.")
+@click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
+@json_option
+@input_options
+def read(
+    path: str,
+    out: str,
+    organs: str | None,
+    model: str,
+    language: Any,
+    all_maps: bool,
+    overwrite: bool,
+    as_json: bool,
+    mode: Any,
+    answers: Any,
+) -> None:
+    """Read one chest CT: findings, maps, organs, report, page.
+
+    PATH is a DICOM folder or zip, a NIfTI, NRRD or NPZ file. The folder --out gets reading.json, report.txt,
+    index.html, receipt.json, organs.nii.gz and maps/. A refused input writes nothing.
+    """
+    folder = Path(out)
+    _check_output(folder, Path(path), overwrite)
+    with _steps(quiet=as_json) as tell:
+        from hilum.read.reader import read as read_scan
+        from hilum.show.save import save
+
+        reading = read_scan(
+            path, model=model, organs=organs, mode=mode, answers=answers, language=language, progress=tell
+        )
+        save(reading, folder, overwrite=overwrite, all_maps=all_maps, progress=tell)
+    if as_json:
+        echo_json(_as_dict(reading, folder))
+    else:
+        _show(reading, folder)
+
+
+def _check_output(folder: Path, source: Path, overwrite: bool) -> None:
+    """Before any work: the output is free, and does not lie inside the input."""
+    from hilum.errors import OutputError
+
+    if folder.exists() and not overwrite:
+        raise OutputError(
+            "OUTPUT_EXISTS",
+            "results never replace other files unasked",
+            expected="a name that is free",
+            got="a folder" if folder.is_dir() else "a file",
+            path=folder,
+            hint="Choose another folder with --out, or say --overwrite.",
+        )
+    inside, outside = folder.resolve(), source.resolve()
+    if inside == outside or (source.is_dir() and outside in inside.parents) or inside in outside.parents:
+        raise OutputError(
+            "OUTPUT_INSIDE_INPUT",
+            "nothing is written where the input lies",
+            expected="a folder that neither holds the input nor lies in it",
+            got=str(folder),
+            hint="Choose another folder with --out.",
+        )
+
+
+@contextmanager
+def _steps(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A progress line on stderr: which step, and how far."""
+    if quiet:
+        yield lambda step: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), TextColumn("{task.description:<14}"), BarColumn(), TimeElapsedColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("open", total=len(STEPS))
+
+        def tell(step: str) -> None:
+            done = STEPS.index(step) if step in STEPS else 0
+            bar.update(task, description=step, completed=done)
+
+        yield tell
+
+
+def _as_dict(reading: Reading, folder: Path) -> dict[str, Any]:
+    """What a script needs first; all of it is in `reading.json`."""
+    return {
+        "out": str(folder),
+        "page": str(folder / "index.html"),
+        "notice": reading.notice,
+        "coverage": reading.coverage.model_dump(mode="json"),
+        "findings": [f.model_dump(mode="json") for f in reading.findings],
+        "report": [s.text for s in reading.report.sentences],
+    }
+
+
+def _show(reading: Reading, folder: Path) -> None:
+    click.echo(reading.report.text, nl=False)
+    click.echo()
+    for finding in reading.present:
+        where = finding.where
+        place = f"{where.peak_mm_ras} mm RAS" if where else "no place"
+        click.echo(f"{finding.probability:5.2f}  {finding.name:<36} {place}")
+    click.echo(f"\n{folder / 'index.html'}")
