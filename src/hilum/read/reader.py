@@ -62,15 +62,51 @@ class Output(Protocol):
 class Reader(Protocol):
     """A model that reads one scan; `hilum.read.scan_model.ScanModel` is one."""
 
-    name: str
-    sha256: str
-    trained_on: str
-    calibrated: bool
-    thresholds: dict[str, float]
-    map_thresholds: dict[str, float]
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights."""
+        ...
+
+    @property
+    def trained_on(self) -> str:
+        """One sentence."""
+        ...
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether probabilities are frequencies on validation data."""
+        ...
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """Slug -> scan probability from which it is present."""
+        ...
+
+    @property
+    def map_thresholds(self) -> dict[str, float]:
+        """Slug -> voxel probability."""
+        ...
 
     def run(self, volume: CTVolume) -> Any:
         """Organs, maps and probabilities of a volume."""
+        ...
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """A reader whose scan probabilities can be computed again from maps."""
+
+    def pool(self, maps: Any) -> np.ndarray:
+        """Gated maps [18, U, V, W] -> uncalibrated probabilities [18]."""
+        ...
+
+    def calibrate(self, pooled: Any) -> np.ndarray:
+        """Uncalibrated -> calibrated probabilities."""
         ...
 
 
@@ -107,12 +143,12 @@ def read(
     with clock("run model"):
         output = scan_model.run(volume)
     with clock("place"):
-        masks, maps = _gated(output, volume, organs)
+        masks, maps, probabilities = _gated(output, scan_model, volume, organs)
         coverage = judge(volume, masks)
         note = as_finding(coverage)
         volume = volume.with_findings(note) if note else volume
         frame = frame_of(masks, _body_x_mm(volume))
-        findings = _findings(output, maps, masks.grid, scan_model, volume, frame)
+        findings = _findings(probabilities, maps, masks.grid, scan_model, volume, frame)
     return _assemble(volume, scan_model, output, masks, maps, coverage, findings, language, mode, clock)
 
 
@@ -128,34 +164,48 @@ def _load(name: str) -> Reader:
     return ScanModel.load(name)
 
 
-def _gated(output: Output, volume: CTVolume, organs: str | Path | None) -> tuple[OrganMasks, np.ndarray]:
-    """Masks, and maps confined to the field of view and to the masks of the user's file."""
+def _gated(
+    output: Output, model: Reader, volume: CTVolume, organs: str | Path | None
+) -> tuple[OrganMasks, np.ndarray, np.ndarray]:
+    """Masks, maps confined to the field of view and to the masks, and scan probabilities.
+
+    With masks of the user's own, a model that hands out its maps before its own gate (`ungated`) is gated
+    and pooled
+    again; any other keeps its own gate and its probabilities.
+    """
     finite(output.organs, "the organ masks")
     if output.maps.shape != (len(INDEX), *output.grid.shape):
-        raise RunError(
-            "GRID_MISMATCH", "maps lie on the model's grid", expected=output.grid.shape, got=output.maps.shape
-        )
+        got = output.maps.shape
+        raise RunError("GRID_MISMATCH", "maps lie on the model's grid", expected=output.grid.shape, got=got)
     finite(output.maps, "the anomaly maps")
     field = inside_field(output.grid, volume.geometry)
     masks = OrganMasks.of_model(output.grid, output.organs * field)
+    maps = np.clip(output.maps, 0.0, 1.0, dtype=np.float32)
+    probabilities = np.asarray(output.probabilities, dtype=np.float64)
     if organs is not None:
         masks = read_organs(organs, volume, masks)
-    maps = np.clip(output.maps, 0.0, 1.0, dtype=np.float32)
+        open_maps = getattr(output, "ungated", None)
+        for i, organ in enumerate(ORGAN_OF):
+            channel = ORGAN_CHANNELS[organ]
+            if masks.source[channel] != "model":
+                values = maps[i] if open_maps is None else finite(open_maps[i], "the anomaly maps")
+                maps[i] = values * masks.masks[channel]
+        if open_maps is not None and isinstance(model, Pooling):
+            probabilities = np.asarray(model.calibrate(model.pool(maps)), dtype=np.float64)
     maps *= field
-    for slug, i in INDEX.items():
-        channel = ORGAN_CHANNELS[ORGAN_OF[i]]
-        if masks.source[channel] != "model":
-            maps[INDEX[slug]] *= masks.masks[channel]
-    return masks, maps
+    return masks, maps, probabilities
 
 
 def _findings(
-    output: Output, maps: np.ndarray, grid: Geometry, model: Reader, volume: CTVolume, frame: Frame
+    probabilities: np.ndarray,
+    maps: np.ndarray,
+    grid: Geometry,
+    model: Reader,
+    volume: CTVolume,
+    frame: Frame,
 ) -> list[FindingReading]:
     found = []
-    for finding, probability, threshold, present in diagnose(
-        np.asarray(output.probabilities), model.thresholds
-    ):
+    for finding, probability, threshold, present in diagnose(probabilities, model.thresholds):
         map_threshold = float(model.map_thresholds.get(finding.slug, DEFAULT_MAP_THRESHOLD))
         heat = maps[INDEX[finding.slug]]
         # an empty map has no peak: present without a place is possible when a user's organ file removed its

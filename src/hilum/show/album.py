@@ -12,9 +12,19 @@ from PIL import Image
 
 from hilum.read.place import image_at, nearest_voxel, slice_axis_of
 from hilum.read.reading import FindingReading
-from hilum.show.cuts import LETTERS, PLANES, WINDOWS, CutGrid, Plane, cut_array, cut_grid, picture_point
+from hilum.show.cuts import (
+    LETTERS,
+    PLANES,
+    WINDOWS,
+    CutGrid,
+    Plane,
+    Point,
+    cut_array,
+    cut_grid,
+    picture_point,
+)
 from hilum.show.figures import grey_picture, heat_picture, voxel_of
-from hilum.types import PointMm, ProbabilityMap
+from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
 
 WIDTH_PX = 448
@@ -43,7 +53,7 @@ class Album:
     bytes_used: int = 0
 
     @classmethod
-    def of(cls, volume: CTVolume, points_mm: list[PointMm]) -> Album:
+    def of(cls, volume: CTVolume, points_mm: list[Point]) -> Album:
         """An album of evenly spaced slices and those through `points_mm`."""
         count = volume.shape[2]
         step = -(-count // MAX_SLICES)
@@ -52,7 +62,7 @@ class Album:
         widest = max(cut_grid(volume.geometry, plane, 0).width_mm for plane in PLANES)
         album.px_mm = widest / WIDTH_PX
         album._axial_slices()
-        album.add_spot(CENTRE, tuple(volume.geometry.centre_mm[0]))  # type: ignore[arg-type]
+        album.add_spot(CENTRE, volume.geometry.centre_mm[0])
         return album
 
     def _axial_slices(self) -> None:
@@ -62,7 +72,7 @@ class Album:
             }
             self.grey[window.name] = pictures
 
-    def add_spot(self, key: str, point_mm: PointMm, window: str = "lung") -> dict[str, Any]:
+    def add_spot(self, key: str, point_mm: Point, window: str = "lung") -> dict[str, Any]:
         """Coronal and sagittal cuts through a point, and where it lies in all three pictures (mm from the
         top left)."""
         voxel = voxel_of(self.volume, point_mm)
@@ -89,9 +99,9 @@ class Album:
         point = finding.where.peak_mm_ras
         spot = self.add_spot(finding.slug, point, "lung" if finding.organ in AERATED else "soft")
         # a map that never reaches its threshold is shown from half of its own peak
-        threshold = (
-            finding.map_threshold if finding.where.above_threshold else max(0.5 * float(heat.max()), 1e-3)
-        )
+        threshold = finding.map_threshold
+        if not finding.where.above_threshold:
+            threshold = max(0.5 * float(heat.max()), 1e-3)
         voxel = voxel_of(self.volume, point)
         axial = {k: self._heat(heat, "axial", k, threshold) for k in self.kept}
         spot["heat"] = {

@@ -9,12 +9,15 @@ made. Rows run downwards: anterior on top of an axial cut, head on top of the ot
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from hilum.geometry import Geometry
+from hilum.types import PointMm
 
+Point: TypeAlias = tuple[float, float, float] | PointMm
+"""mm RAS+."""
 Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hilum.show.cuts import LETTERS, LUNG, CutGrid, Plane, Window, cut_array, cut_grid, picture_point
-from hilum.types import PointMm, ProbabilityMap
+from hilum.show.cuts import LETTERS, LUNG, CutGrid, Plane, Point, Window, cut_array, cut_grid, picture_point
+from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
 
 SCALE_BAR_MM = 50.0
@@ -69,7 +69,7 @@ def _rim(inside: np.ndarray) -> np.ndarray:
 def figure(
     volume: CTVolume,
     plane: Plane,
-    point_mm: PointMm,
+    point_mm: Point,
     *,
     window: Window = LUNG,
     overlay: Overlay | None = None,
@@ -99,7 +99,7 @@ def figure(
     return picture.convert("RGB")
 
 
-def voxel_of(volume: CTVolume, point_mm: PointMm) -> tuple[int, int, int]:
+def voxel_of(volume: CTVolume, point_mm: Point) -> tuple[int, int, int]:
     """Nearest voxel on the volume's RAS+ grid."""
     index = np.clip(np.rint(volume.geometry.to_vox(point_mm)[0]), 0, np.array(volume.shape) - 1)
     return int(index[0]), int(index[1]), int(index[2])

@@ -12,7 +12,7 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, select_autoescape
+from jinja2 import Environment, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 
 from hilum.read.narrate import SIZED, certainty, finding_name, place_text
@@ -36,7 +36,7 @@ def render(reading: Reading, album: Album) -> str:
     style = _asset("reading.css").replace("/*columns*/", _columns(album))
     script = _asset("reading.js")
     environment = Environment(
-        autoescape=select_autoescape(default=True),
+        autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -115,9 +115,8 @@ def _size(finding: FindingReading, words: Words) -> str:
         return ""
     if finding.slug in SIZED:
         return f"{where.extent_mm:.0f} mm"
-    return words.number(
-        f"{finding.volume_ml:.0f} ml" if finding.volume_ml >= 10 else f"{finding.volume_ml:.1f} ml"
-    )
+    digits = 0 if finding.volume_ml >= 10 else 1
+    return words.number(f"{finding.volume_ml:.{digits}f} ml")
 
 
 def _image(finding: FindingReading) -> str:
