@@ -3,17 +3,16 @@ do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from hilum.cli.common import echo_json, input_options, json_option
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from hilum.io.checks import Inspection
-    from hilum.io.limits import Answers, Mode
+from hilum.cli.common import echo_json, input_options, json_option, progress
+from hilum.io.checks import Inspection
+from hilum.io.limits import Answers, Mode
 
 COLOURS = {"note": "cyan", "repair": "yellow", "ask": "magenta", "refuse": "red"}
 REFUSED = 3
@@ -29,7 +28,6 @@ def check(path: str, mode: Mode, answers: Answers, as_json: bool) -> int:
     PATH is a folder or zip of DICOM files, one DICOM file, NIfTI, NRRD or NPZ. Nothing is written.
     Exit code 0 when it would be read, 3 when it would be refused.
     """
-    from hilum.cli.common import progress
     from hilum.io.open import inspect
 
     with progress("Reading", quiet=as_json):
@@ -42,8 +40,6 @@ def check(path: str, mode: Mode, answers: Answers, as_json: bool) -> int:
 
 
 def _show(seen: Inspection) -> None:
-    from rich.console import Console
-
     console = Console(highlight=False, soft_wrap=False)
     console.print(f"[bold]{_plain(seen.path)}[/bold]  {seen.kind or 'not an image'}")
     if seen.geometry is not None:
@@ -64,8 +60,6 @@ def _show(seen: Inspection) -> None:
 
 
 def _findings(seen: Inspection, console: Console) -> None:
-    from rich.table import Table
-
     if not seen.findings:
         console.print("  nothing found against it")
         return
@@ -81,8 +75,6 @@ def _findings(seen: Inspection, console: Console) -> None:
 
 
 def _candidates(seen: Inspection, console: Console) -> None:
-    from rich.table import Table
-
     if not seen.candidates:
         return
     names = list(dict.fromkeys(name for candidate in seen.candidates for name in candidate))
@@ -96,6 +88,4 @@ def _candidates(seen: Inspection, console: Console) -> None:
 
 def _plain(value: Any) -> str:
     """Text from a file, safe to print: no markup, no control characters."""
-    from rich.markup import escape
-
     return escape("".join(c if c.isprintable() else "\ufffd" for c in str(value)))

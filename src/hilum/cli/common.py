@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from hilum.io.limits import Answers
+
 CallT = TypeVar("CallT", bound=Callable[..., Any])
 
 INPUT_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
@@ -106,9 +108,7 @@ def progress(
         yield lambda steps: bar.advance(task, steps)
 
 
-def _answers(chosen: dict[str, Any]) -> Any:
-    from hilum.io.limits import Answers
-
+def _answers(chosen: dict[str, Any]) -> Answers:
     rescale = chosen.pop("rescale")
     series = chosen.pop("series")
     if series is not None and series.isdigit():

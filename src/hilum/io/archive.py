@@ -6,6 +6,7 @@ size that its entry declares, and reading to its end verifies the CRC.
 
 from __future__ import annotations
 
+import io
 import stat
 import zipfile
 import zlib
@@ -13,10 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import TypeAlias
 
 from hilum.errors import ContainerError
 from hilum.io.limits import Limits
+
+BinaryStream: TypeAlias = io.RawIOBase | io.BufferedIOBase
+"""An open binary file or member."""
 
 NESTED_MAGIC = (b"PK\x03\x04", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
 NESTED_SUFFIXES = (
@@ -54,7 +58,7 @@ class Member:
     _info: zipfile.ZipInfo
 
     @contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
+    def open(self) -> Iterator[BinaryStream]:
         """A seekable binary stream of the content.
 
         Raises:

@@ -17,14 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 
 from hilum.errors import ContainerError, HeaderError, UsageError
 from hilum.geometry import Geometry
 from hilum.io.affine import affine_from_letters, geometry_of
-from hilum.io.archive import Member, open_archive
+from hilum.io.archive import BinaryStream, Member, open_archive
 from hilum.io.assemble import build_volume, settle_geometry
 from hilum.io.checks import Docket, check_shape
 from hilum.io.hashing import sha256_of
@@ -85,7 +85,7 @@ def read_npz(
 
 
 def _npy_header(
-    stream: IO[bytes], member: Member, shown: str, limits: Limits
+    stream: BinaryStream, member: Member, shown: str, limits: Limits
 ) -> tuple[tuple[int, int, int], np.dtype, Literal["C", "F"]]:
     sizes, fortran, dtype = _read_header(stream, shown)
     check_shape(sizes, limits, shown)
@@ -104,7 +104,7 @@ def _npy_header(
     return (sizes[0], sizes[1], sizes[2]), dtype, "F" if fortran else "C"
 
 
-def _read_header(stream: IO[bytes], shown: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(stream: BinaryStream, shown: str) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, Fortran order and dtype of a `.npy`; object arrays (pickles) are refused here."""
     try:
         version = np.lib.format.read_magic(stream)

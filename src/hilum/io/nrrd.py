@@ -19,7 +19,7 @@ import numpy as np
 from hilum.errors import ContainerError, HeaderError
 from hilum.geometry import LPS_FROM_RAS, Geometry
 from hilum.io.affine import affine_from_letters, geometry_of
-from hilum.io.archive import Member
+from hilum.io.archive import BinaryStream, Member
 from hilum.io.assemble import build_volume, settle_geometry
 from hilum.io.checks import Docket, check_shape
 from hilum.io.hashing import sha256_of_parts
@@ -105,7 +105,7 @@ def read_nrrd(
     return build_volume(hu, geometry, "nrrd", sha256, docket, answers, limits)
 
 
-def _split_header(file: Any, shown: str) -> tuple[bytes, bytes]:
+def _split_header(file: BinaryStream, shown: str) -> tuple[bytes, bytes]:
     """The header with its closing empty line, and what was read behind it."""
     block = b""
     while len(block) < HEADER_BYTES and (more := file.read(64 * 1024)):

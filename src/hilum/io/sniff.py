@@ -24,7 +24,7 @@ SIGNS = (
     (b"\xfd7zXZ\0", "an xz file"),
     (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"\x89HDF", "an HDF5 file"),
-    (b"\x93NUMPY", "a bare NumPy array without a place; store it as NPZ with an affine"),
+    (b"\x93NUMPY", "a bare NumPy array without a place; NPZ with an affine is read"),
     (b"\0\0\0\1Bud1", "a .DS_Store file"),
     (b"\xd0\xcf\x11\xe0", "an OLE file (Thumbs.db or an old Office document)"),
     (b"\x7fELF", "a program"),
@@ -38,8 +38,8 @@ def kind_of(source: Source) -> tuple[Kind, bytes]:
     """The container and the first bytes, inflated when they are gzip.
 
     Returns:
-        ``nifti`` (also Analyze, which its reader refuses), ``nrrd``, ``zip``, ``dicom`` (with its preamble) or
-        ``""`` when it is none of them for certain.
+        ``nifti`` (also Analyze, which its reader refuses), ``nrrd``, ``zip``, ``dicom`` (with its preamble)
+        or ``""`` when it is none of them for certain.
 
     Raises:
         ContainerError: `NOT_REGULAR`, `NOT_FOUND`; `GZ_CRC` when the start of a gzip is damaged.

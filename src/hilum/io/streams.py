@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from hilum.errors import ContainerError
-from hilum.io.archive import Member
+from hilum.io.archive import BinaryStream, Member
 from hilum.io.limits import Limits
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -58,7 +57,7 @@ class Source:
         return (self.at.label if isinstance(self.at, Member) else self.at.name).lower()
 
     @contextmanager
-    def open(self) -> Iterator[IO[bytes]]:
+    def open(self) -> Iterator[BinaryStream]:
         """A binary stream from the first byte."""
         if isinstance(self.at, Member):
             with self.at.open() as stream:
@@ -108,7 +107,12 @@ class ByteStream:
     """
 
     def __init__(
-        self, file: IO[bytes], shown: str, before: bytes = b"", head: bytes = b"", gzipped: bool | None = None
+        self,
+        file: BinaryStream,
+        shown: str,
+        before: bytes = b"",
+        head: bytes = b"",
+        gzipped: bool | None = None,
     ) -> None:
         self._file, self._shown = file, shown
         self._digest = hashlib.sha256(before + head)

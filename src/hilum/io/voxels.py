@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from hilum.types import VolumeHU
 SLAB_SLICES, SLAB_BYTES = 16, 64 * 1024 * 1024
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Anything with `read(count) -> bytes`."""
 
