@@ -29,6 +29,7 @@ from pydicom.uid import (
 
 from hilum.errors import ContainerError
 from hilum.io.limits import Limits
+from hilum.io.sniff import looks_like
 from hilum.volume import Finding, Level
 
 UNDEFINED = 0xFFFFFFFF
@@ -137,32 +138,8 @@ def quiet() -> Iterator[None]:
 def not_an_image(content: bytes, where: str = "") -> ContainerError:
     """The refusal of bytes that are no DICOM file, named by what they look like."""
     return ContainerError(
-        "NOT_AN_IMAGE", "a DICOM file is expected", expected="DICM at byte 128", got=looks_like(content), path=where or None
+        "NOT_AN_IMAGE", "a DICOM file is expected", expected="DICM at byte 128", got=looks_like(content[:512]), path=where or None
     )  # fmt: skip
-
-
-def looks_like(content: bytes) -> str:
-    """What some bytes seem to be, in words."""
-    head = content[:512].lstrip().lower()
-    if not content:
-        return "an empty file"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (the data was not fetched)"
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page"
-    for magic, name in FOREIGN_PREAMBLES.items():
-        if content.startswith(magic):
-            return name
-    if content.startswith(b"\x1f\x8b"):
-        return "gzip data"
-    if content.startswith((b"\x89PNG", b"\xff\xd8\xff")):
-        return "a picture"
-    if content[4:8] == b"Bud1":
-        return "a folder-settings file"
-    if not any(content[:512]):
-        return "zeros"
-    printable = sum(32 <= b < 127 or b in (9, 10, 13) for b in content[:512])
-    return "text" if printable > 0.95 * len(content[:512]) else "unknown bytes"
 
 
 def _preamble_notes(preamble: bytes, where: str) -> Iterable[Finding]:

@@ -228,8 +228,8 @@ def _refuse_odd(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError as error:
         raise ContainerError(
-            "NOT_AN_IMAGE",
-            "the input exists",
+            "NOT_FOUND",
+            "the input exists and can be read",
             expected="a folder, an archive or a file",
             got=error.strerror,
             path=path,

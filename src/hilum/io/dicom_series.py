@@ -56,7 +56,7 @@ def read_series(
     """
     answers, limits = answers or Answers(), limits or Limits()
     docket = docket or Docket(mode=mode, path=str(path), error=SeriesError)
-    docket.kind, docket.path = "dicom", docket.path or str(path)
+    docket.kind, docket.path, docket.error = "dicom", docket.path or str(path), SeriesError
     with open_sources(path, docket, limits) as sources:
         index = index_images(sources, docket, limits)
         stack = choose(find_stacks(index.images, _same_pixels(index, limits), docket), docket, answers)
