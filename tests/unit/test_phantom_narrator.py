@@ -76,19 +76,19 @@ def told(seed, language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_denials_and_claims_agree_with_the_truth(language):
     denied = 0
-    for seed in range(150):
+    for seed in range(80):
         facts, story = told(seed, language)
         for s in story.sentences:
             for slug in (s.slug, *s.also) if s.slug else ():
                 assert (slug in facts) != (s.status == "absent"), s
                 denied += s.status == "absent"
             assert s.slug or s.status == "none"
-    assert denied > 300
+    assert denied > 200
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_nothing_is_both_denied_and_claimed_and_every_finding_is_told(language):
-    for seed in range(150):
+    for seed in range(80):
         facts, story = told(seed, language)
         claimed = {s.slug for s in story.sentences if s.status in ("present", "uncertain")}
         assert claimed == set(facts)
@@ -99,7 +99,7 @@ def test_nothing_is_both_denied_and_claimed_and_every_finding_is_told(language):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_records_say_what_the_words_say(language):
     seen = set()
-    for seed in range(150):
+    for seed in range(80):
         facts, story = told(seed, language)
         for s in story.sentences:
             assert (s.image is not None) == bool(re.search(reference_words(s), s.text)), s
@@ -127,7 +127,7 @@ def reference_words(sentence):
 
 
 def test_english_is_english_and_german_is_german():
-    for seed in range(150):
+    for seed in range(80):
         english, german = told(seed, "en")[1], told(seed, "de")[1]
         for s in english.sentences:
             assert not GERMAN.search(s.text), s.text
@@ -138,7 +138,7 @@ def test_english_is_english_and_german_is_german():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_sentences_are_well_formed(language):
-    for seed in range(150):
+    for seed in range(80):
         for s in told(seed, language)[1].sentences:
             assert s.text[0].isupper() or s.text[0].isdigit(), s.text
             assert s.text[-1] in ".:" and "  " not in s.text and "{" not in s.text, s.text
@@ -200,7 +200,7 @@ def test_images_lie_within_the_lesion(phantom):
     masks = {t.slug: lesion_mask(phantom, t) for t in phantom.lesions}
     depth = phantom.scan.geometry.shape[2]
     checked = 0
-    for seed in range(40):
+    for seed in range(25):
         for language in LANGUAGES:
             for s in narrate(phantom, language, series=5, seed=seed).sentences:
                 if s.image is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -103,15 +104,16 @@ def fact_of(truth: LesionTruth, mask: MaskVolume, geometry: Geometry, numbers: S
         truth: as inserted. mask: its voxels on `geometry`, at least one.
         numbers: instance number by slice index.
     """
-    voxels = np.argwhere(mask)
-    where_mm = geometry.to_mm(voxels)
-    piece = np.argwhere(cc3d.largest_k(mask, k=1, connectivity=26) > 0)
-    sections = np.bincount(piece[:, 2], minlength=mask.shape[2])
-    best = int(sections.argmax())
-    first, last = int(piece[:, 2].min()), int(piece[:, 2].max())
-    centre = geometry.to_mm(piece[piece[:, 2] == best].mean(axis=0)[None])[0]
+    low, high = _box(mask)
+    crop = mask[tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))]
+    piece = cc3d.largest_k(crop, k=1, connectivity=26) > 0
+    sections = piece.sum(axis=(0, 1))
+    in_crop = int(sections.argmax())
+    held = np.flatnonzero(sections)
+    best, first, last = (int(low[2]) + int(k) for k in (in_crop, held[0], held[-1]))
+    centre = np.append(np.argwhere(piece[:, :, in_crop]).mean(axis=0), in_crop) + low
     ends = sorted((numbers[first], numbers[last]))
-    low, high = where_mm.min(axis=0), where_mm.max(axis=0)
+    corners = geometry.to_mm(np.array(list(itertools.product(*zip(low, high, strict=True)))))
     return LesionFact(
         slug=truth.slug,
         degree=truth.degree,
@@ -119,16 +121,28 @@ def fact_of(truth: LesionTruth, mask: MaskVolume, geometry: Geometry, numbers: S
         lobes=tuple(truth.lobes),
         size_mm=round(float(truth.size_mm), 1),
         count=int(truth.count),
-        volume_ml=round(float(len(voxels)) * geometry.voxel_ml, 3),
-        centroid_mm=_point(where_mm.mean(axis=0)),
-        box_mm=(_point(low), _point(high)),
+        volume_ml=round(float(crop.sum()) * geometry.voxel_ml, 3),
+        centroid_mm=_point(geometry.to_mm((_centroid(crop) + low)[None])[0]),
+        box_mm=(_point(corners.min(axis=0)), _point(corners.max(axis=0))),
         slice_index=best,
         slice_range=(first, last),
-        z_mm=round(float(centre[2]), 2),
+        z_mm=round(float(geometry.to_mm(centre[None])[0, 2]), 2),
         instance=int(numbers[best]),
         instances=(int(ends[0]), int(ends[1])),
         attributes=dict(truth.attributes),
     )
+
+
+def _box(mask: MaskVolume) -> tuple[np.ndarray, np.ndarray]:
+    """First and last index along each axis; without a list of voxels, which would not fit for a whole lung."""
+    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return np.array([s[0] for s in spans]), np.array([s[-1] for s in spans])
+
+
+def _centroid(mask: MaskVolume) -> np.ndarray:
+    """Mean index along each axis."""
+    sums = [mask.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    return np.array([float((s * np.arange(len(s))).sum()) / float(s.sum()) for s in sums])
 
 
 def _point(values: np.ndarray) -> tuple[float, float, float]:

@@ -33,9 +33,10 @@ def load_book(language: str) -> dict[str, Any]:
     return tomllib.loads(files("hilum.phantom").joinpath(f"narrator_{language}.toml").read_text("utf-8"))
 
 
-def fields_of(template: str) -> set[str]:
+@cache
+def fields_of(template: str) -> frozenset[str]:
     """Names of the fields of a template."""
-    return {name for _, name, _, _ in Formatter().parse(template) if name}
+    return frozenset(name for _, name, _, _ in Formatter().parse(template) if name)
 
 
 class Words:

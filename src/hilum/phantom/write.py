@@ -26,7 +26,7 @@ from hilum.io.dicom_write import SeriesHeader, write_ct_series
 from hilum.io.hashing import sha256_of, sha256_of_parts
 from hilum.io.nifti import write_nifti
 from hilum.phantom.make import Phantom
-from hilum.phantom.narrator import narrate
+from hilum.phantom.narrator import narrate_facts
 from hilum.phantom.narrator_facts import LesionFact, lesion_facts, lesion_mask
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.types import LabelVolume, MaskVolume
@@ -89,7 +89,7 @@ def write_phantom(
             "labels": {slug: int(v) for slug, v in zip(SLUGS, phantom.labels, strict=True)},
             "organs": _write_organs(phantom, temp),
             "lesions": _write_lesions(phantom, temp, facts),
-            "reports": _write_reports(phantom, temp, options.languages, slices, image["series_number"]),
+            "reports": _write_reports(phantom, temp, options.languages, facts),
         }
         (temp / "truth.json").write_text(
             json.dumps(truth, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -199,16 +199,13 @@ def _write_lesions(phantom: Phantom, folder: Path, facts: Mapping[str, LesionFac
 
 
 def _write_reports(
-    phantom: Phantom,
-    folder: Path,
-    languages: Sequence[str],
-    slices: Sequence[SliceRef] | None,
-    series: int,
+    phantom: Phantom, folder: Path, languages: Sequence[str], facts: Mapping[str, LesionFact]
 ) -> dict[str, Any]:
     """One report per language, and the claims of its sentences."""
+    plan, series = phantom.plan, series_number_of(phantom.plan.seed)
     reports: dict[str, Any] = {}
     for language in languages:
-        story = narrate(phantom, language, slices, series=series)
+        story = narrate_facts(facts, plan.scanner, language, series=series, seed=plan.seed)
         name = f"report.{language}.txt"
         (folder / name).write_text(story.text, encoding="utf-8")
         reports[language] = {
