@@ -2,112 +2,42 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 
-from hilum import __version__
 from hilum.errors import RunError
 from hilum.geometry import Geometry
 from hilum.io.limits import Answers, Mode
+from hilum.read.contract import Output, Pooling, Reader
 from hilum.read.coverage import as_finding, judge, refuse_airless
 from hilum.read.diagnose import DEFAULT_MAP_THRESHOLD, diagnose
+from hilum.read.facts import receipt_of, scan_facts
 from hilum.read.maps import finite, on_volume
 from hilum.read.narrate import narrate
 from hilum.read.organ_masks import OrganMasks, inside_field
 from hilum.read.organs_file import read_organs
-from hilum.read.place import place, slice_axis_of
+from hilum.read.place import place
 from hilum.read.reading import (
     NOTICE,
     NOTICE_OTHER,
-    Check,
     Coverage,
     FindingReading,
-    Grid,
     Material,
     Model,
     OrganReading,
     Reading,
-    Receipt,
-    Scan,
 )
 from hilum.read.sides import Frame, frame_of
 from hilum.text.vocabulary import INDEX, ORGAN_CHANNELS, ORGAN_OF
 from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
 
-INFO_KEYS = ("kernel", "contrast", "patient_position", "thickness_mm", "kvp", "manufacturer")
-"""What may be said about the acquisition; everything else stays behind."""
 Progress = Callable[[str], None]
-
-
-@runtime_checkable
-class Output(Protocol):
-    """What a scan model returns, on its own grid."""
-
-    grid: Geometry
-    organs: np.ndarray
-    maps: np.ndarray
-    probabilities: np.ndarray
-    trace: Any
-
-
-@runtime_checkable
-class Reader(Protocol):
-    """A model that reads one scan; `hilum.read.scan_model.ScanModel` is one."""
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Of its weights."""
-        ...
-
-    @property
-    def trained_on(self) -> str:
-        """One sentence."""
-        ...
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether probabilities are frequencies on validation data."""
-        ...
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """Slug -> scan probability from which it is present."""
-        ...
-
-    @property
-    def map_thresholds(self) -> dict[str, float]:
-        """Slug -> voxel probability."""
-        ...
-
-    def run(self, volume: CTVolume) -> Any:
-        """Organs, maps and probabilities of a volume."""
-        ...
-
-
-@runtime_checkable
-class Pooling(Protocol):
-    """A reader whose scan probabilities can be computed again from maps."""
-
-    def pool(self, maps: Any) -> np.ndarray:
-        """Gated maps [18, U, V, W] -> uncalibrated probabilities [18]."""
-        ...
-
-    def calibrate(self, pooled: Any) -> np.ndarray:
-        """Uncalibrated -> calibrated probabilities."""
-        ...
 
 
 def read(
@@ -256,13 +186,13 @@ def _assemble(
     )
     reading = Reading(
         notice=notice,
-        scan=_scan(volume),
+        scan=scan_facts(volume),
         model=described,
         findings=findings,
         organs=organs,
         coverage=coverage,
         report=narrate(findings, organs, coverage, notice, language),
-        receipt=_receipt(volume, model, output, masks, mode, notice),
+        receipt=receipt_of(volume, model, output, masks, mode, notice),
     )
     return reading.with_material(_material(volume, output, masks, maps, clock.seconds))
 
@@ -294,50 +224,6 @@ def _organs(masks: OrganMasks) -> list[OrganReading]:
         )
         for i, name in enumerate(ORGAN_CHANNELS)
     ]
-
-
-def _scan(volume: CTVolume) -> Scan:
-    known, grid = volume.provenance, volume.source
-    return Scan(
-        kind=known.kind,
-        sha256=known.sha256,
-        grid=Grid(
-            shape=grid.shape,
-            spacing_mm=grid.spacing_mm,
-            axcodes=grid.axcodes,
-            affine_ras=[[float(v) for v in row] for row in grid.affine_ras],
-            frame_uid=grid.frame_uid,
-            slice_axis=slice_axis_of(volume),
-        ),
-        series_uid=known.series_uid,
-        series_number=known.series_number,
-        images=len(known.slices),
-        info={key: str(known.info[key]) for key in INFO_KEYS if known.info.get(key)},
-        # `where` of a check names files, and file names may name patients: it stays behind
-        checks=[
-            Check.model_validate({k: v for k, v in f.as_dict().items() if k != "where"})
-            for f in known.findings
-        ],
-    )
-
-
-def _receipt(
-    volume: CTVolume, model: Reader, output: Output, masks: OrganMasks, mode: str, notice: str
-) -> Receipt:
-    packages = ("numpy", "scipy", "torch", "nibabel", "pydicom", "connected-components-3d")
-    trace = output.trace.as_dict() if hasattr(output.trace, "as_dict") else {}
-    return Receipt(
-        input_sha256=volume.provenance.sha256,
-        code_version=__version__,
-        model_sha256=model.sha256,
-        seed=0,
-        mode=mode,
-        prep=trace,
-        organs_sha256=masks.sha256,
-        notes=list(masks.notes),
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}},
-        use=notice,
-    )
 
 
 def _body_x_mm(volume: CTVolume) -> float:

@@ -101,7 +101,7 @@ def figure(
 
 def voxel_of(volume: CTVolume, point_mm: Point) -> tuple[int, int, int]:
     """Nearest voxel on the volume's RAS+ grid."""
-    index = np.clip(np.rint(volume.geometry.to_vox(point_mm)[0]), 0, np.array(volume.shape) - 1)
+    index = np.clip(np.rint(volume.geometry.to_vox(np.asarray(point_mm))[0]), 0, np.array(volume.shape) - 1)
     return int(index[0]), int(index[1]), int(index[2])
 
 
