@@ -19,6 +19,9 @@ OrganLogits: TypeAlias = Float[Tensor, "B O X Y Z"]
 AnomalyLogits: TypeAlias = Float[Tensor, "B D U V W"]
 """One sigmoid map per finding, at full or half resolution."""
 
+FineAnomalyLogits: TypeAlias = Float[Tensor, "B D X Y Z"]
+"""The same at the full resolution of the scan."""
+
 Labels: TypeAlias = Float[Tensor, "B D"]
 """Tri-state: 1 present, 0 absent, NaN unknown."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hilum.tensors import AnomalyLogits, OrganLogits, ScanBatch
+from hilum.tensors import AnomalyLogits, FineAnomalyLogits, OrganLogits, ScanBatch
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class YNetOutput:
 
     organs: OrganLogits
     low: AnomalyLogits
-    high: AnomalyLogits
+    high: FineAnomalyLogits
 
 
 def fold(x: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,10 @@ class DataRecipe(Strict):
     seed: int = Field(1_000_000, description="seed of the first training phantom")
     validation_seed: int = Field(5_000_000, description="seed of the first validation phantom")
     work_mm: float = Field(2.5, gt=0, description="voxel of the phantom's working world, mm")
+    spacing_mm: tuple[float, float, float] | None = Field(
+        (1.6, 1.6, 2.5),
+        description="written spacing of training scans, mm; None keeps each plan's own (slower)",
+    )
     workers: int = Field(2, ge=1, description="processes that make phantoms")
 
 
@@ -88,7 +92,8 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and apply `key.sub=value` overrides.
 
     Raises:
-        UsageError: `CONFIG_KEY` for an unknown key, `CONFIG_VALUE` for a bad value, `CONFIG_FILE` for an unreadable file.
+        UsageError: `CONFIG_KEY` for an unknown key, `CONFIG_VALUE` for a bad value, `CONFIG_FILE` for a file
+            that cannot be read.
     """
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,95 @@
+"""The network: sizes, shapes, strict loading."""
+
+import pytest
+import torch
+
+from hilum.errors import UsageError, WeightsError
+from hilum.io.weights import load_weights, preset_data, save_weights
+from hilum.model.preset import Preset, build_network, load_state
+from hilum.model.ynet import YNet, YNetConfig, fold, unfold
+
+TINY = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
+
+
+def test_fold_is_undone_by_unfold():
+    x = torch.randn(2, 3, 4, 6, 8)
+    assert torch.equal(unfold(fold(x)), x)
+
+
+def test_fold_keeps_neighbours_together():
+    x = torch.zeros(1, 1, 4, 4, 4)
+    x[0, 0, 2:, 2:, 2:] = 1
+    assert fold(x)[0, :, 1, 1, 1].eq(1).all()
+    assert fold(x).sum() == 8
+
+
+def test_shapes_at_both_scales():
+    out = YNet(TINY)(torch.zeros(1, 1, 32, 16, 48))
+    assert out.organs.shape == (1, 7, 32, 16, 48)
+    assert out.low.shape == (1, 18, 16, 8, 24)
+    assert out.high.shape == (1, 18, 32, 16, 48)
+
+
+def test_organ_features_reach_the_anomaly_maps_but_not_back():
+    net = YNet(TINY)
+    x = torch.randn(1, 1, 16, 16, 16)
+    net(x).high.sum().backward()
+    assert net.seg[1].mix.weight.grad.abs().sum() > 0
+    net.zero_grad()
+    net(x).organs.sum().backward()
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in net.abn.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("phantom-small", 4_742_746), ("phantom-small-cam", 4_859_714)]
+)
+def test_presets_have_their_stated_size(name, parameters):
+    network = build_network(Preset.from_dict(preset_data(name)))
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    assert parameters * 2 < 20e6
+
+
+def test_an_unknown_preset_names_the_known():
+    with pytest.raises(UsageError, match="phantom-small"):
+        preset_data("nope")
+
+
+def test_a_preset_with_a_strange_key_is_refused():
+    with pytest.raises(WeightsError, match="CONFIG_KEY"):
+        Preset.from_dict(preset_data("phantom-small") | {"target": "os.system"})
+
+
+def test_weights_load_strictly(tmp_path):
+    net = YNet(TINY)
+    arrays = {k: v.numpy() for k, v in net.state_dict().items()}
+    digest = save_weights(tmp_path / "w.safetensors", arrays, {"a": "b"})
+    back, meta = load_weights(tmp_path / "w.safetensors", sha256=digest)
+    assert meta["a"] == "b"
+    tensors = {k: torch.tensor(v) for k, v in back.items()}
+    load_state(YNet(TINY), tensors)
+    tensors.popitem()
+    with pytest.raises(WeightsError, match="WEIGHTS_KEYS"):
+        load_state(YNet(TINY), tensors)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    digest = save_weights(path, {k: v.numpy() for k, v in YNet(TINY).state_dict().items()}, {})
+    body = path.read_bytes()
+    path.write_bytes(body[:-100])
+    with pytest.raises(WeightsError, match="WEIGHTS_HASH"):
+        load_weights(path, sha256=digest)
+    with pytest.raises(WeightsError, match="WEIGHTS_TRUNCATED"):
+        load_weights(path)
+    pickle = tmp_path / "w.pt"
+    pickle.write_bytes(b"\x80\x04")
+    with pytest.raises(WeightsError, match="WEIGHTS_PICKLE"):
+        load_weights(pickle)
+
+
+def test_nonfinite_weights_are_refused(tmp_path):
+    import numpy as np
+
+    save_weights(tmp_path / "w.safetensors", {"x": np.array([1.0, np.nan], dtype=np.float32)}, {})
+    with pytest.raises(WeightsError, match="WEIGHTS_NONFINITE"):
+        load_weights(tmp_path / "w.safetensors")
