@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from hilum.phantom.anatomy_build import Build
-from hilum.phantom.anatomy_chest import CAVITY_A, CAVITY_BACK, CAVITY_FRONT, CAVITY_Z, SPINE_Y, SPINE_Z, Chest
+from hilum.phantom.anatomy_chest import (
+    CAVITY_A,
+    CAVITY_BACK,
+    CAVITY_FRONT,
+    CAVITY_Z,
+    SPINE_Y,
+    SPINE_Z,
+    Chest,
+    section_middle,
+)
 from hilum.phantom.shapes import Box, resample_line, smooth_line, splat
 
 VERTEBRA_Z = np.array(
@@ -47,10 +56,11 @@ def wall_point(angle: np.ndarray, z: np.ndarray, side: float, offset_mm: float, 
     """Points on the rib cage's inner surface plus an offset; angle 0 is the back, pi the front."""
     table = build.low(CAVITY_Z)
     a, front, back = (np.interp(z, table, t) for t in (CAVITY_A, CAVITY_FRONT, CAVITY_BACK))
-    middle = 0.5 * (front + back) - 0.04 * (front - back)
+    middle = section_middle(front, back)
     half = np.where(np.cos(angle) < 0, front - middle, middle - back)
     u, v = (np.sin(angle) / a) ** 2, (np.cos(angle) / half) ** 2
-    r = 1.0 / np.sqrt(u + v - 0.6 * u * v / (u + v)) + offset_mm
+    square = np.where(np.cos(angle) < 0, 0.15, 0.55)
+    r = 1.0 / np.sqrt(u + v - square * u * v / (u + v)) + offset_mm
     return np.stack([side * r * np.sin(angle), middle - r * np.cos(angle), z], 1)
 
 
@@ -137,10 +147,10 @@ def _shoulders(build: Build, outer: Tensor, inner: Tensor) -> None:
         rows = []
         for z in np.arange(-60.0, 84.0, 3.0):
             reach = np.interp(z, [-60, -30, 60, 84], [2.0, 14.0, 34.0, 30.0])
-            angle = np.deg2rad(np.linspace(66.0 - reach, 66.0 + 0.45 * reach, 16))
-            rows.append(wall_point(angle, np.full(16, z), side, 17.0, build) + np.array([0.0, -3.0, 0.0]))
+            angle = np.deg2rad(np.linspace(66.0 - reach, 66.0 + 0.45 * reach, 36))
+            rows.append(wall_point(angle, np.full(36, z), side, 17.0, build) + np.array([0.0, -3.0, 0.0]))
         blade = frame.to_scene(np.concatenate(rows))
-        radii = np.tile(np.where(np.abs(np.arange(16) - 7.5) > 6.5, 4.2, 2.2), len(rows))
+        radii = np.tile(np.where(np.abs(np.arange(36) - 17.5) > 15.5, 4.2, 2.2), len(rows))
         splat(frame, outer, blade, radii)
         splat(frame, inner, blade, radii - 1.5)
         neck = np.array([(102, -72, 62), (122, -52, 80), (138, -32, 96)], float) * np.array([side, 1.0, 1.0])

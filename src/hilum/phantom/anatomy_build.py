@@ -13,7 +13,7 @@ import torch
 
 from hilum.geometry import Geometry
 from hilum.phantom.plan import PhantomPlan
-from hilum.phantom.shapes import Frame, Noise
+from hilum.phantom.shapes import Frame, Noise, smooth_line
 
 RECESS_MM = -172.0
 """Lowest point of the lungs at the default breath."""
@@ -56,8 +56,6 @@ class Build:
 
     def line(self, points: list[tuple[float, float, float]]) -> np.ndarray:
         """A canonical polyline (moved with the breath), smoothed and brought to scene mm."""
-        from hilum.phantom.shapes import smooth_line
-
         p = np.array(points, dtype=np.float64)
         p[:, 2] = self.low(p[:, 2])
         if len(p) > 2:

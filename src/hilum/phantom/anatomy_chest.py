@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from hilum.phantom.shapes import box_blur, ellipsoid_level, smooth_min, squircle
 
 # Inner surface of the rib cage: canonical z, half-width, front y, back y (mm).
 CAVITY_Z = np.array([-300.0, -200, -150, -100, -50, -10, 30, 50, 70, 82, 90, 97])
-CAVITY_A = np.array([128.0, 130, 132, 133, 128, 122, 113, 105, 90, 75, 58, 30])
-CAVITY_FRONT = np.array([95.0, 96, 97, 95, 91, 84, 70, 55, 30, 10, -8, -24])
+CAVITY_A = np.array([128.0, 130, 133, 134, 131, 126, 117, 107, 90, 73, 58, 36])
+CAVITY_FRONT = np.array([95.0, 97, 98, 96, 93, 86, 73, 57, 32, 10, -8, -26])
 CAVITY_BACK = np.array([-68.0, -78, -92, -101, -105, -104, -96, -87, -72, -60, -50, -40])
 
 # Skin, for 15 mm of fat: canonical z, half-width, front y, back y (mm).
@@ -55,26 +56,35 @@ def build_chest(build: Build) -> Chest:
     a = frame.profile(body_z, BODY_A + 0.95 * extra + 6.0 * (build.muscle - 1.0))
     front = frame.profile(body_z, BODY_FRONT + np.where(BODY_Z < -90, 1.3, 0.7) * extra)
     back = frame.profile(body_z, BODY_BACK - 0.7 * extra - 5.0 * (build.muscle - 1.0))
-    skin = _outline(build, a, front, back, 0.55)
+    skin = _outline(build, a, front, back, 0.45, 0.45)
     skin = _add_arms_and_breasts(build, skin)
     a = frame.profile(cavity_z, CAVITY_A)
     front, back = frame.profile(cavity_z, CAVITY_FRONT), frame.profile(cavity_z, CAVITY_BACK)
-    wall = _outline(build, a, front, back, 0.6)
+    wall = _outline(build, a, front, back, 0.15, 0.55)
     wall.masked_fill_((frame.z / frame.scale[2] > 97.0).expand_as(wall), 60.0)
     body = skin < 0
     cavity = (wall < 0) & body
     spine_y = frame.profile(build.low(SPINE_Z), SPINE_Y)
-    abdomen = _diaphragm(build)
-    floor = frame.cz < 0.5 * frame.cy - 128.0 - build.drop_mm
+    floor_z = 0.5 * frame.cy - 136.0 - build.drop_mm
+    abdomen = _diaphragm(build, wall, frame.cz - floor_z)
+    floor = frame.cz < floor_z
     return Chest(skin, wall, body, cavity, spine_y, abdomen, floor)
 
 
-def _outline(build: Build, a: Tensor, front: Tensor, back: Tensor, square: float) -> Tensor:
+def section_middle(front: Any, back: Any) -> Any:
+    """Where a section of the trunk is widest: a little behind its centre."""
+    return 0.5 * (front + back) - 0.06 * (front - back)
+
+
+def _outline(
+    build: Build, a: Tensor, front: Tensor, back: Tensor, square: float, square_back: float
+) -> Tensor:
     frame = build.frame
-    middle = 0.5 * (front + back) - 0.04 * (front - back)
+    middle = section_middle(front, back)
     v = frame.cy - middle
-    half = torch.where(v > 0, front - middle, middle - back)
-    return squircle_level(frame.cx, v, a, half, square)
+    ahead = v > 0
+    half = torch.where(ahead, front - middle, middle - back)
+    return squircle_level(frame.cx, v, a, half, torch.where(ahead, square, square_back))
 
 
 def _add_arms_and_breasts(build: Build, skin: Tensor) -> Tensor:
@@ -94,7 +104,7 @@ def _add_arms_and_breasts(build: Build, skin: Tensor) -> Tensor:
     return skin
 
 
-def _diaphragm(build: Build) -> Tensor:
+def _diaphragm(build: Build, wall: Tensor, above_floor: Tensor) -> Tensor:
     frame, rng = build.frame, build.rng(11)
     top = rng.normal(0.0, 3.0, 2)
     drop = build.drop_mm
@@ -105,6 +115,9 @@ def _diaphragm(build: Build) -> Tensor:
     middle = ellipsoid_level(c, (-8, 24, -190 - drop), (78, 76, 90))
     level = frame.zeros() + 99.0
     level[box] = smooth_min(smooth_min(right, left, 12.0), middle, 12.0)
+    # The recess ends as a wedge between the diaphragm and the ribs.
+    wedge = torch.maximum(1.05 * above_floor[box] + wall[box], above_floor[box] - 30.0) * 0.8
+    level[box] = smooth_min(level[box], wedge, 16.0)
     # Below the domes' equators everything inside the wall belongs to the abdomen.
     return torch.where(frame.cz < -190.0 - drop, torch.full_like(level, -30.0), level)
 
@@ -115,18 +128,26 @@ def mediastinal_core(build: Build, chest: Chest, core_cover: Tensor, pericardium
     core = core_cover
     core[pericardium] = 1.0
     x, y, z = frame.cx, frame.cy, frame.cz
-    spine = (y < chest.spine_y + 17.0) & (
-        x.abs() < 17.0 + 0.35 * (chest.spine_y + 12.0 - y).clamp(min=0.0, max=45.0)
-    )
-    core.masked_fill_(spine, 1.0)
+    gutter = (chest.spine_y - 4.0 - y).clamp(min=0.0, max=45.0)
+    core.masked_fill_((y < chest.spine_y + 16.0) & (x.abs() < 17.0 + 0.26 * gutter), 1.0)
     box = frame.box((-40, 10, -60), (40, 90, 80))
     thymus = ellipsoid_level(frame.coords(box), (-3, 50, 14), (17, 20, 48))
     core[box] = torch.where(thymus < 0, torch.ones_like(thymus), core[box])
+    rng, drop = build.rng(12), build.drop_mm
+    for cx, cy, cz in ((34.0, 52.0, -84.0), (-66.0, 58.0, -88.0)):
+        # Fat in the angles between heart and diaphragm.
+        size = float(rng.uniform(8.0, 13.0)) + 0.3 * build.fat_mm
+        box = frame.box((cx - 40, cy - 40, cz - 40 - drop), (cx + 40, cy + 40, cz + 40 - drop))
+        pad = ellipsoid_level(frame.coords(box), (cx, cy, cz - drop), (size * 1.1, size * 1.2, size))
+        core[box] = torch.where(pad < 0, torch.ones_like(pad), core[box])
     box = frame.box((-70, -80, -200), (70, 100, 110))
     smooth = box_blur(core[box], 2 * round(5.0 / frame.h / 2) + 1)
     out = core > 0.5
     out[box] |= smooth > 0.42
-    out |= (x + 4.0).abs() < 2.0
+    front = frame.profile(build.low(CAVITY_Z), CAVITY_FRONT)
+    inlet = ((frame.z / frame.scale[2] - 46.0) * 0.42).clamp(0.0, 20.0)
+    behind = 0.55 * (y - front + 24.0).clamp(min=0.0, max=30.0)
+    out |= (x + 4.0 - 0.2 * inlet).abs() < 1.8 + inlet + behind
     return out
 
 

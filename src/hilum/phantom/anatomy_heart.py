@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hilum.phantom.anatomy_build import Build
-from hilum.phantom.shapes import Box, ellipsoid_level, smooth_min
+from hilum.phantom.shapes import Box, ellipsoid_level, smooth_line, smooth_min
 
 
 @dataclass
@@ -45,16 +45,16 @@ def build_heart(build: Build) -> Heart:
     q = heart_coords(build, frame.coords(box))
     lean = rng.normal(0.0, 0.05, 3)
     axis = basis((-0.72 + lean[0], 0.50 + lean[1], -0.48 + lean[2]), (0.0, 0.6, 0.6))
-    lv_outer = ellipsoid_level(q, (-43, 16, -64), (52, 36, 35), axis)
-    lv = ellipsoid_level(q, (-40, 14, -62), (41, 24, 23.5), axis)
+    lv_outer = ellipsoid_level(q, (-50, 16, -64), (50, 34.5, 34.5), axis)
+    lv = ellipsoid_level(q, (-47, 14, -62), (40, 23, 23), axis)
     rv_axes = basis((-0.52, 0.26, -0.81), (0.42, 0.88, 0.0))
-    rv_outer = ellipsoid_level(q, (-15, 42, -62), (50, 26, 39), rv_axes)
-    rv = ellipsoid_level(q, (-15, 42, -62), (46, 22.5, 35), rv_axes)
-    ra_outer = ellipsoid_level(q, (24, 16, -52), (23, 29, 39))
-    la_outer = ellipsoid_level(q, (-7, -15, -33), (37, 21, 27))
+    rv_outer = ellipsoid_level(q, (-23, 40, -62), (47, 25, 37), rv_axes)
+    rv = ellipsoid_level(q, (-23, 40, -62), (43.5, 21.5, 33.5), rv_axes)
+    ra_outer = ellipsoid_level(q, (16, 14, -52), (22, 27, 36))
+    la_outer = ellipsoid_level(q, (-10, -15, -33), (35, 20, 25))
     muscle = smooth_min(smooth_min(lv_outer, rv_outer, 8.0), smooth_min(ra_outer, la_outer, 8.0), 8.0)
-    whole = smooth_min(smooth_min(lv_outer, rv_outer, 22.0), smooth_min(ra_outer, la_outer, 22.0), 22.0)
-    fat_mm = 2.5 + 0.06 * build.fat_mm
+    whole = smooth_min(smooth_min(lv_outer, rv_outer, 14.0), smooth_min(ra_outer, la_outer, 14.0), 14.0)
+    fat_mm = 1.8 + 0.06 * build.fat_mm
     pericardium = whole < fat_mm
     lv_in = lv < 0
     rv_in = (rv < 0) & (lv_outer > 0)
@@ -97,17 +97,15 @@ def coronary_lines(build: Build) -> list[tuple[str, np.ndarray]]:
     """Left main + anterior descending, circumflex, right coronary: scene polylines near the heart's surface."""
     lines = {
         "left anterior descending": [
-            (-2, 30, -32),
-            (-14, 38, -32),
-            (-34, 52, -46),
-            (-54, 56, -66),
-            (-74, 50, -86),
+            (-6, 30, -30),
+            (-20, 38, -34),
+            (-40, 50, -46),
+            (-62, 54, -64),
+            (-82, 48, -86),
         ],
-        "circumflex": [(-12, 32, -32), (-34, 18, -32), (-52, -4, -42), (-54, -18, -56)],
-        "right": [(10, 34, -34), (24, 44, -44), (32, 42, -66), (22, 24, -88), (2, 6, -94)],
+        "circumflex": [(-18, 26, -30), (-40, 14, -32), (-58, -6, -42), (-60, -18, -56)],
+        "right": [(4, 34, -34), (16, 42, -46), (24, 38, -66), (14, 22, -86), (-6, 4, -92)],
     }
-    from hilum.phantom.shapes import smooth_line
-
     return [
         (n, build.frame.to_scene(heart_points(build, smooth_line(np.array(p, float), 24))))
         for n, p in lines.items()

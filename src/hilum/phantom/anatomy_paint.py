@@ -12,6 +12,7 @@ from hilum.phantom.anatomy_bones import Bones
 from hilum.phantom.anatomy_build import Build
 from hilum.phantom.anatomy_chest import Chest
 from hilum.phantom.anatomy_heart import Heart
+from hilum.phantom.shapes import ellipsoid_level
 
 AIR_HU = -1000.0
 
@@ -94,8 +95,15 @@ def _trunk(build: Build, p: Parts, coarse: Tensor, fine: Tensor, table: dict[str
     layer = build.fat_mm * (1.0 + 0.22 * coarse).clamp(0.45, 1.6) + 2.0
     outside = chest.body & (chest.wall_mm >= 0)
     p.muscle = outside & (chest.skin_mm < -layer)
-    streak = (coarse - 0.8 * fine).abs() < 0.10
-    p.muscle &= ~(streak & (chest.wall_mm > 12.0))
+    # Fat planes between the muscles run along the wall; the armpits hold fat.
+    plane = (chest.wall_mm - 19.0 - 4.0 * coarse).abs() < 1.3
+    plane |= ((chest.wall_mm - 34.0 - 6.0 * coarse).abs() < 1.5) & (coarse > -0.6)
+    frame = build.frame
+    for side in (-1.0, 1.0):
+        box = frame.box((min(side * 85, side * 165), -50, 0), (max(side * 85, side * 165), 60, 120))
+        pit = ellipsoid_level(frame.coords(box), (side * 124.0, 8.0, 58.0), (20, 27, 42)) + 4.0 * fine[box]
+        plane[box] |= pit < 0
+    p.muscle &= ~(plane & (chest.wall_mm > 11.0))
     hu = fine.mul(9.0).sub_(102.0)
     hu = torch.where(p.muscle, table["muscle"] + 9.0 * fine, hu)
     hu = torch.where((chest.skin_mm > -2.2) & chest.body, torch.full_like(hu, 15.0), hu)

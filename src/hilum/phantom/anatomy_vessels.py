@@ -8,6 +8,7 @@ import numpy as np
 
 from hilum.phantom.anatomy_build import Build
 from hilum.phantom.anatomy_heart import heart_points
+from hilum.phantom.shapes import smooth_line
 
 Points = list[tuple[float, float, float]]
 
@@ -118,7 +119,7 @@ _COURSES: list[tuple[str, str, float, bool, Points, tuple[float, float]]] = [
         "vena_cava",
         3,
         False,
-        [(27, 26, 50), (31, 21, 25), (32, 18, 0), (27, 16, -26)],
+        [(27, 26, 50), (29, 21, 25), (29, 18, 0), (21, 15, -26)],
         (8.5, 9.5),
     ),
     (
@@ -142,7 +143,7 @@ _COURSES: list[tuple[str, str, float, bool, Points, tuple[float, float]]] = [
         "vena_cava",
         3,
         False,
-        [(24, 8, -74), (25, 2, -100), (22, -4, -130), (16, 2, -200), (14, 14, -290)],
+        [(17, 8, -74), (20, 2, -100), (22, -4, -130), (16, 2, -200), (14, 14, -290)],
         (12, 11),
     ),
     (
@@ -250,6 +251,4 @@ def courses(build: Build) -> list[Course]:
 
 
 def _smooth(points: np.ndarray) -> np.ndarray:
-    from hilum.phantom.shapes import smooth_line
-
     return smooth_line(points, 8 * len(points)) if len(points) > 2 else points

@@ -179,7 +179,7 @@ def ellipsoid_level(
     return (q.sqrt() - 1.0) * float(min(radii))
 
 
-def squircle_level(u: Tensor, v: Tensor, half_u: Tensor, half_v: Tensor, square: float) -> Tensor:
+def squircle_level(u: Tensor, v: Tensor, half_u: Tensor, half_v: Tensor, square: Tensor) -> Tensor:
     """Radial distance in mm to a rounded rectangle with half-axes (mm); `square` 0 ellipse, 1 nearly a box."""
     a, b = (u / half_u) ** 2, (v / half_v) ** 2
     q = (a + b).clamp_(min=1e-6)

@@ -6,7 +6,7 @@ cloud in two across its widest direction, and so on (volume-dividing growth: Kit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ import torch
 from hilum.phantom.anatomy_build import Build
 from hilum.phantom.anatomy_vessels import AIRWAY_TRUNKS, Course
 from hilum.phantom.scene import Branch
-from hilum.phantom.shapes import Noise
 from hilum.tensors import MaskTensor
 
 # Directions (x away from the midline) of the segments, from the lobe's centre.
@@ -31,7 +30,9 @@ SEGMENTS: dict[str, list[tuple[float, float, float]]] = {
     "left upper lobe": [(0.0, -0.5, 1.0), (0.3, 0.8, 0.4), (0.6, 0.4, -0.5), (-0.3, 0.6, -1.0)],
     "left lower lobe": [(0.0, -0.5, 1.0), (0.2, 1.0, -0.4), (1.0, 0.0, -0.4), (0.0, -0.8, -0.8)],
 }
-LAST_GENERATION = 8
+LAST_GENERATION = 9
+THINNEST_MM = 0.75
+"""Radius below which no vessel is drawn thinner: the finest that a CT shows."""
 _HILUM = {
     "right upper lobe": "right upper lobe bronchus",
     "right middle lobe": "middle lobe bronchus",
@@ -48,52 +49,95 @@ _VEIN = {
 }
 
 
-def cloud(build: Build, mask: MaskTensor, spacing_mm: float = 9.0) -> np.ndarray:
-    """Points inside a mask on a lattice fixed in mm (jittered by seed), so that trees do not depend on the voxel size."""
+def cloud(
+    build: Build, masks: dict[str, MaskTensor], spacing_mm: float = 9.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points inside the masks, and the index of the mask they lie in.
+
+    They stand on a lattice fixed in mm (jittered by seed), so that trees do not depend on the voxel size.
+    """
     frame = build.frame
-    steps = [np.arange(-32, 33) * spacing_mm for _ in range(3)]
+    steps = [np.arange(-24, 25) * spacing_mm for _ in range(3)]
     grid = np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3)
     grid = grid + np.random.default_rng([build.seed, 51]).uniform(-0.45, 0.45, grid.shape) * spacing_mm
     index = np.round((grid - frame.origin) / frame.h).astype(int)
     good = ((index >= 0) & (index < np.array(frame.shape))).all(1)
     grid, index = grid[good], index[good]
-    i, j, k = (torch.as_tensor(index[:, a], device=mask.device) for a in range(3))
-    return grid[mask[i, j, k].cpu().numpy()]
+    owner = np.full(len(grid), -1)
+    i, j, k = (torch.as_tensor(index[:, a], device=frame.device) for a in range(3))
+    for number, mask in enumerate(masks.values()):
+        owner[mask[i, j, k].cpu().numpy()] = number
+    return grid[owner >= 0], owner[owner >= 0]
+
+
+@dataclass
+class Level:
+    """All branches of one generation: starts and ends (M, 3), radii at both ends (M,), and the index of their first ancestor."""
+
+    start: np.ndarray
+    end: np.ndarray
+    first_mm: np.ndarray
+    last_mm: np.ndarray
+    origin: np.ndarray
+    generation: int
 
 
 def grow(
-    root: np.ndarray,
-    points: np.ndarray,
-    generation: int,
-    radius: float,
+    roots: np.ndarray,
+    clouds: list[np.ndarray],
+    radii_mm: np.ndarray,
     rng: np.random.Generator,
-    add: Callable[[np.ndarray, np.ndarray, float, float, int], None],
     last: int = LAST_GENERATION,
-) -> None:
-    """Serves a cloud from `root`, calling `add(start, end, first radius, last radius, generation)` for each branch."""
-    if len(points) == 0 or generation > last:
-        return
-    target = points.mean(0)
-    gap = target - root
-    reach = np.linalg.norm(gap)
-    if reach < 2.0:
-        return
-    share = 0.85 if len(points) == 1 or generation == last else rng.uniform(0.38, 0.5)
-    side = np.cross(gap, rng.normal(size=3))
-    side *= 0.06 * reach / max(np.linalg.norm(side), 1e-6)
-    end = root + share * gap + side
-    narrow = radius * rng.uniform(0.86, 0.94)
-    add(root, end, radius, narrow, generation)
-    if len(points) == 1:
-        return
-    spread = points - target
-    axis = np.linalg.eigh(spread.T @ spread)[1][:, -1]
-    along = spread @ axis
-    cut = np.quantile(along, rng.uniform(0.38, 0.62))
-    for part in (points[along <= cut], points[along > cut]):
-        if len(part):
-            child = narrow * (len(part) / len(points)) ** (1.0 / 2.8)
-            grow(end, part, generation + 1, child * rng.uniform(0.94, 1.03), rng, add, last)
+) -> list[Level]:
+    """Serves each cloud from its root, one generation after another, all trees at once (from generation 3 on)."""
+    points = np.concatenate(clouds)
+    owner = np.repeat(np.arange(len(clouds)), [len(c) for c in clouds])
+    root, radius, origin = roots.copy(), radii_mm.copy(), np.arange(len(roots))
+    out = []
+    for generation in range(3, last + 1):
+        count = np.bincount(owner, minlength=len(root)).astype(float)
+        centre = _sums(points, owner, len(root)) / np.maximum(count, 1)[:, None]
+        gap = centre - root
+        reach = np.linalg.norm(gap, axis=1)
+        share = np.where((count <= 1) | (generation == last), 0.85, rng.uniform(0.38, 0.5, len(root)))
+        side = np.cross(gap, rng.normal(size=gap.shape))
+        side *= (0.06 * reach / np.maximum(np.linalg.norm(side, axis=1), 1e-6))[:, None]
+        end = root + share[:, None] * gap + side
+        narrow = radius * rng.uniform(0.92, 0.98, len(root))
+        alive = (count > 0) & (reach >= 2.0)
+        out.append(Level(root[alive], end[alive], radius[alive], narrow[alive], origin[alive], generation))
+        keep = (alive & (count > 1))[owner]
+        points, owner = points[keep], owner[keep]
+        if len(points) == 0:
+            break
+        half = _split(points, owner, centre, count, rng)
+        names, child = np.unique(2 * owner + half, return_inverse=True)
+        parent = names // 2
+        part = np.bincount(child) / count[parent]
+        radius = narrow[parent] * part ** (1.0 / 3.0) * rng.uniform(0.94, 1.03, len(parent))
+        root, origin, owner = end[parent], origin[parent], child
+    return out
+
+
+def _sums(values: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
+    columns = values.reshape(len(values), -1).T
+    return np.stack([np.bincount(owner, weights=c, minlength=count) for c in columns], 1)
+
+
+def _split(
+    points: np.ndarray, owner: np.ndarray, centre: np.ndarray, count: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """0 or 1 for each point: which half of its node's cloud, cut across the widest direction near the middle."""
+    spread = points - centre[owner]
+    scatter = _sums(spread[:, :, None] * spread[:, None, :], owner, len(centre)).reshape(-1, 3, 3)
+    axis = np.linalg.eigh(scatter)[1][:, :, -1]
+    along = (spread * axis[owner]).sum(1)
+    order = np.lexsort((along, owner))
+    rank = np.empty(len(points))
+    here = np.bincount(owner, minlength=len(centre))
+    rank[order] = np.arange(len(points)) - np.repeat(np.cumsum(here) - here, here)
+    cut = np.ceil(rng.uniform(0.38, 0.62, len(centre)) * count).clip(1, None)
+    return (rank >= np.minimum(cut, count - 1)[owner]).astype(int)
 
 
 def _segments(points: np.ndarray, lobe: str) -> list[np.ndarray]:
@@ -115,51 +159,53 @@ def grow_trees(build: Build, lobes: dict[str, MaskTensor], trunks: list[Course])
         course = by_name[name]
         lobe = next((k for k, v in _HILUM.items() if v == name), "")
         _polyline(out, course.line_mm[::4], course.radii_mm[::4], generation, lobe, "airway")
-    for lobe, mask in lobes.items():
-        points = cloud(build, mask)
-        if len(points) < 30:
+    names: list[str] = []
+    parts: list[np.ndarray] = []
+    shares: list[float] = []
+    points, lobe_of = cloud(build, lobes)
+    for index, lobe in enumerate(lobes):
+        mine = points[lobe_of == index]
+        if len(mine) < 30:
             continue
-        tip = by_name[_HILUM[lobe]]
-        vein = by_name[_VEIN[lobe]]
-        parts = _segments(points, lobe)
-        for part in parts:
-            _grow_pair(out, tip.line_mm[-1], part, len(part) / len(points), lobe, rng, build.female)
-        shifted = points + rng.normal(0.0, 3.0, points.shape)
-        for part in _segments(shifted, lobe):
-            radius = 4.6 * (len(part) / len(points)) ** 0.4
-
-            def add(a: np.ndarray, b: np.ndarray, r: float, s: float, g: int, lobe: str = lobe) -> None:
-                out.append(_branch(a, b, 0.5 * (r + s), g, lobe, "vein"))
-
-            grow(vein.line_mm[-1], part, 3, radius, rng, add)
+        for part in _segments(mine, lobe):
+            if len(part):
+                names.append(lobe)
+                parts.append(part)
+                shares.append(len(part) / len(mine))
+    if not parts:
+        return out
+    share = np.array(shares) ** 0.4
+    tips = np.stack([by_name[_HILUM[n]].line_mm[-1] for n in names])
+    _pairs(out, grow(tips, parts, 5.6 * share, rng), names, rng, 0.92 if build.female else 1.0)
+    ostia = np.stack([by_name[_VEIN[n]].line_mm[-1] for n in names])
+    moved = [p + rng.normal(0.0, 3.0, p.shape) for p in parts]
+    for level in grow(ostia, moved, 5.2 * share, rng):
+        radii = np.maximum(0.5 * (level.first_mm + level.last_mm), THINNEST_MM)
+        for a, b, r, o in zip(level.start, level.end, radii, level.origin, strict=True):
+            out.append(_branch(a, b, r, level.generation, names[o], "vein"))
     return out
 
 
-def _grow_pair(
-    out: list[Branch],
-    root: np.ndarray,
-    part: np.ndarray,
-    share: float,
-    lobe: str,
-    rng: np.random.Generator,
-    female: bool,
+def _pairs(
+    out: list[Branch], levels: list[Level], names: list[str], rng: np.random.Generator, calibre: float
 ) -> None:
-    """One segment's bronchus with its artery at its side."""
-    beside = rng.normal(size=3)
-    beside /= np.linalg.norm(beside)
-    artery = 4.8 * share**0.4
-
-    def add(a: np.ndarray, b: np.ndarray, r: float, s: float, g: int) -> None:
-        way = b - a
-        perpendicular = beside - way * np.dot(beside, way) / max(np.dot(way, way), 1e-6)
-        perpendicular /= max(np.linalg.norm(perpendicular), 1e-6)
-        lumen = 0.5 * (r + s) * 0.72 * (0.92 if female else 1.0)
-        if lumen > 0.35:
-            out.append(_branch(a, b, lumen, g, lobe, "airway"))
-        shift = perpendicular * (lumen + 0.5 * (r + s) + 0.9)
-        out.append(_branch(a + shift, b + shift, 0.5 * (r + s), g, lobe, "artery"))
-
-    grow(root, part, 3, artery, rng, add)
+    """Bronchi with their arteries at their side."""
+    beside = rng.normal(size=(len(names), 3))
+    for level in levels:
+        way = level.end - level.start
+        way /= np.maximum(np.linalg.norm(way, axis=1), 1e-6)[:, None]
+        away = beside[level.origin]
+        away = away - way * (away * way).sum(1)[:, None]
+        away /= np.maximum(np.linalg.norm(away, axis=1), 1e-6)[:, None]
+        radii = 0.5 * (level.first_mm + level.last_mm)
+        lumen = radii * 0.72 * calibre
+        shift = away * (lumen + radii + 0.9)[:, None]
+        for i, o in enumerate(level.origin):
+            a, b = level.start[i], level.end[i]
+            if lumen[i] > 0.45:
+                out.append(_branch(a, b, lumen[i], level.generation, names[o], "airway"))
+            r = max(radii[i], THINNEST_MM)
+            out.append(_branch(a + shift[i], b + shift[i], r, level.generation, names[o], "artery"))
 
 
 def _branch(a: np.ndarray, b: np.ndarray, r: float, generation: int, lobe: str, kind: str) -> Branch:
@@ -174,18 +220,13 @@ def _polyline(
         out.append(_branch(line[i], line[i + 1], 0.5 * (radii[i] + radii[i + 1]), generation, lobe, kind))
 
 
-def branch_points(
-    branches: list[Branch],
-    step_mm: float,
-    grow_mm: float = 0.0,
-    wiggle: tuple[Noise, Noise, Noise] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Dense points and radii along branches, for `shapes.splat`; grown by `grow_mm`."""
+def branch_points(branches: list[Branch], step_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Dense points and radii along branches, for `shapes.splat`."""
     if not branches:
         return np.zeros((0, 3)), np.zeros(0)
     a = np.array([b.start_mm for b in branches])
     d = np.array([b.end_mm for b in branches]) - a
-    r = np.array([b.radius_mm for b in branches]) + grow_mm
+    r = np.array([b.radius_mm for b in branches])
     step = np.maximum(step_mm, 0.35 * r)
     count = np.ceil(np.linalg.norm(d, axis=1) / step).astype(int) + 1
     owner = np.repeat(np.arange(len(branches)), count)
