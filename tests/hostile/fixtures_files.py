@@ -21,7 +21,8 @@ AFFINE = np.array([[-8.0, 0, 0, 180.0], [0, 9.0, 0, -150.0], [0, 0, 7.5, -300.0]
 
 
 def chest(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
-    """Air, an elliptic body of 40 HU, two lungs of -850 HU of different size; noise of 12 HU. float32, whole
+    """Air, an elliptic body of 40 HU, two lungs of different size, spine and trachea; noise of 12 HU.
+    float32, whole
     HU."""
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -29,7 +30,8 @@ def chest(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
     hu[(x / 0.8) ** 2 + (y / 0.7) ** 2 < 1] = 40.0
     hu[((x - 0.35) / 0.25) ** 2 + (y / 0.45) ** 2 + (z / 0.8) ** 2 < 1] = -850.0
     hu[((x + 0.35) / 0.22) ** 2 + (y / 0.45) ** 2 + (z / 0.8) ** 2 < 1] = -850.0
-    hu[(x**2 + ((y + 0.5) / 1.0) ** 2) < 0.01] = 700.0
+    hu[x**2 + (y + 0.5) ** 2 < 0.01] = 700.0
+    hu[(x**2 + (y - 0.1) ** 2 < 0.004) & (z > 0)] = -1000.0
     return np.round(hu + rng.normal(0, 12.0, shape)).clip(-1024, 3071).astype(np.float32)
 
 
@@ -42,7 +44,7 @@ def save_nifti(
 ) -> Path:
     """A well-formed file by nibabel (not by the code under test)."""
     values = chest() if hu is None else hu
-    image = cls(values.astype(dtype), AFFINE if affine is None else affine)
+    image = cls(values.astype(dtype), AFFINE if affine is None else affine, dtype=np.dtype(dtype))
     image.header.set_xyzt_units("mm")
     image.header.set_slope_inter(1.0, 0.0)
     image.set_sform(AFFINE if affine is None else affine, code=1)

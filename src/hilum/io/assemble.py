@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float32
 from scipy import ndimage
 
 from hilum.errors import HeaderError
@@ -69,7 +70,9 @@ def build_volume(
     return CTVolume.from_source(hu, geometry, provenance, mask)
 
 
-def rectify(hu: VolumeHU, geometry: Geometry, limits: Limits) -> tuple[VolumeHU, Geometry]:
+def rectify(
+    hu: VolumeHU, geometry: Geometry, limits: Limits
+) -> tuple[Float32[np.ndarray, "U V W"], Geometry]:
     """A sheared volume resampled (trilinear) onto straight axes that enclose it; outside is -1024 HU.
 
     The first axis keeps its direction, the plane of the first two too (they are the image plane of a tilted

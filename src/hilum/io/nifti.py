@@ -119,9 +119,10 @@ def _partner(source: Source) -> Source:
 def _place(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:
     """The affine of the two that a NIfTI may hold (rows B01-B03, B05), in mm."""
     where = docket.path or ""
-    unit = np.diag([header.unit_mm] * 3 + [1.0])
+    # Row by row and not as a matrix product: infinity times zero would warn before it is refused.
+    unit = np.array([[header.unit_mm]] * 3 + [[1.0]])
     forms = {"sform": header.sform, "qform": header.qform}
-    held = {name: unit @ form for name, form in forms.items() if form is not None}
+    held = {name: unit * form for name, form in forms.items() if form is not None}
     if not held:
         return _assumed(header, docket, answers)
     broken = {name: code for name, form in held.items() if (code := usable(form)) is not None}

@@ -24,6 +24,7 @@ PADDING_BELOW_HU = -1200.0
 MAX_BELOW_AIR = 0.05
 """Share of scanned voxels that may be below `PADDING_BELOW_HU` (blends of padding and air)."""
 MIN_AIR_SHARE, MIN_TISSUE_SHARE, MIN_PADDING_SHARE = 0.005, 0.005, 0.001
+MIN_AIR_ELSEWHERE = 0.002
 LABEL_MAP_VALUES = 64
 SAMPLE_VOXELS = 2_000_000
 BIN_HU = 10.0
@@ -169,7 +170,7 @@ def _off_air(sample: np.ndarray, outside: np.ndarray, low: float) -> Finding | N
             "The rescale was probably applied twice; use the file as it came from the scanner.",
         )
     peak = air_peak_hu(outside)
-    if peak is not None and abs(peak - AIR_HU) > AIR_TOLERANCE_HU and not _tight(outside):
+    if peak is not None and abs(peak - AIR_HU) > AIR_TOLERANCE_HU and not _tight(outside, scanned):
         got = f"{peak:.0f} HU"
         expected = f"{AIR_HU:.0f} ± {AIR_TOLERANCE_HU:.0f} HU"
         return _refuse("HU_DOUBLE_RESCALE", "the air outside the body is air", expected, got)
@@ -180,10 +181,13 @@ def _off_air(sample: np.ndarray, outside: np.ndarray, low: float) -> Finding | N
     return None
 
 
-def _tight(outside: np.ndarray) -> bool:
-    """True when less than a fifth of the border is dark: a field of view inside the body has lung there, not
-    air."""
-    return float(np.mean(outside < -300.0)) < 0.2
+def _tight(outside: np.ndarray, scanned: np.ndarray) -> bool:
+    """True when the border lies inside the body, so that what is dark there is lung.
+
+    Then little of the border is dark, or there is air somewhere else (trachea, bronchi, bowel).
+    """
+    air = float(np.mean(np.abs(scanned - AIR_HU) <= AIR_TOLERANCE_HU))
+    return float(np.mean(outside < -300.0)) < 0.2 or air >= MIN_AIR_ELSEWHERE
 
 
 def _beyond_range(hu: VolumeHU, low: float, high: float) -> list[Finding]:
