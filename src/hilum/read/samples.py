@@ -245,7 +245,7 @@ def sample_path(slug: str, cache: Path | None = None, progress: Progress | None 
     """The scan's file in the cache, fetched if it is not there.
 
     Raises:
-        UsageError: no sample of that name (`SAMPLE_UNKNOWN`).
+        UsageError: no sample of that name (`OPTION_UNKNOWN`).
         RunError, WeightsError: as `hilum.io.fetch.member_file`.
     """
     return member_file(_named(slug).volume, cache, progress)
@@ -255,7 +255,7 @@ def load_sample(slug: str, cache: Path | None = None, progress: Progress | None 
     """The scan and its masks, on the scan's own RAS+ grid.
 
     Raises:
-        UsageError: no sample of that name (`SAMPLE_UNKNOWN`).
+        UsageError: no sample of that name (`OPTION_UNKNOWN`).
         RunError, WeightsError: as `hilum.io.fetch.member_file`.
         InputRefused: the scan does not pass the checks.
     """
@@ -270,7 +270,7 @@ def load_truth(
     """Only the masks of a sample whose volume is already open, bool `[X, Y, Z]` on `volume.geometry`.
 
     Raises:
-        UsageError: no sample of that name (`SAMPLE_UNKNOWN`).
+        UsageError: no sample of that name (`OPTION_UNKNOWN`).
         RunError, WeightsError: as `hilum.io.fetch.member_file`.
     """
     masks: dict[str, MaskVolume] = {}
@@ -285,5 +285,5 @@ def load_truth(
 
 def _named(slug: str) -> Sample:
     if slug not in SAMPLES:
-        raise UsageError("SAMPLE_UNKNOWN", "the sample is known", expected=" | ".join(SAMPLES), got=slug)
+        raise UsageError("OPTION_UNKNOWN", "the sample is known", expected=" | ".join(SAMPLES), got=slug)
     return SAMPLES[slug]
