@@ -134,7 +134,7 @@ def fact_of(truth: LesionTruth, mask: MaskVolume, geometry: Geometry, numbers: S
 
 
 def _box(mask: MaskVolume) -> tuple[np.ndarray, np.ndarray]:
-    """First and last index along each axis; without a list of voxels, which would not fit for a whole lung."""
+    """First and last index along each axis; a list of voxels would not fit for a whole lung."""
     spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     return np.array([s[0] for s in spans]), np.array([s[-1] for s in spans])
 
