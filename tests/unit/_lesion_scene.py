@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -11,30 +13,54 @@ from hilum.phantom.scene import Branch, Scene
 from hilum.text.vocabulary import LOBES, REGIONS
 
 EXTRA = (
-    "body", "lung_right", "lung_left", "airway_lumen", "airway_wall", "vessels", "myocardium", "left_ventricle",
-    "right_ventricle", "left_atrium", "right_atrium", "aorta", "pulmonary_artery", "vena_cava", "spine", "ribs", "sternum",
-    "liver", "spleen", "stomach", "muscle", "fat",
-)  # fmt: skip
+    "body",
+    "lung_right",
+    "lung_left",
+    "airway_lumen",
+    "airway_wall",
+    "vessels",
+    "myocardium",
+    "left_ventricle",
+    "right_ventricle",
+    "left_atrium",
+    "right_atrium",
+    "aorta",
+    "pulmonary_artery",
+    "vena_cava",
+    "spine",
+    "ribs",
+    "sternum",
+    "liver",
+    "spleen",
+    "stomach",
+    "muscle",
+    "fat",
+)
+
+
+def _branch(start: tuple, end: tuple, radius: float, generation: int, lobe: str, kind: str) -> Branch:
+    a, b = ((float(p[0]), float(p[1]), float(p[2])) for p in (start, end))
+    return Branch(a, b, radius, generation, lobe, kind)
 
 
 def _branches() -> list[Branch]:
-    out = [Branch((0, -5, 90), (0, -5, 0), 8.0, 0, "", "airway")]
+    out = [_branch((0, -5, 90), (0, -5, 0), 8.0, 0, "", "airway")]
     for side, names in ((1, LOBES[:3]), (-1, LOBES[3:])):
         hilum = (side * 42.0, -8.0, -18.0)
-        out.append(Branch((0, -5, 0), hilum, 6.0, 1, "", "airway"))
+        out.append(_branch((0, -5, 0), hilum, 6.0, 1, "", "airway"))
         for name in names:
             z = {"upper": 45.0, "middle": -35.0, "lower": -85.0}[name.split()[1]]
             lobar = (side * 60.0, -8.0, (z - 18) / 2)
-            out.append(Branch(hilum, lobar, 4.0, 2, name, "airway"))
+            out.append(_branch(hilum, lobar, 4.0, 2, name, "airway"))
             for y in (-45.0, -10.0, 25.0):
                 segment = (side * 78.0, y, z)
-                out.append(Branch(lobar, segment, 2.6, 3, name, "airway"))
+                out.append(_branch(lobar, segment, 2.6, 3, name, "airway"))
                 for dz in (-12.0, 12.0):
-                    out.append(Branch(segment, (side * 92.0, y * 1.3, z + dz), 1.6, 4, name, "airway"))
+                    out.append(_branch(segment, (side * 92.0, y * 1.3, z + dz), 1.6, 4, name, "airway"))
     knots = [(5, 20, -40), (8, 22, 10), (-2, 8, 32), (-16, -22, 30), (-18, -34, 0), (-14, -36, -150)]
-    out += [Branch(a, b, 12.0, 1, "", "aorta") for a, b in zip(knots[:-1], knots[1:], strict=True)]
-    out += [Branch((-15, 48, -40), (-38, 52, -90), 1.5, 1, "", "coronary")]
-    out += [Branch((15, 45, -45), (28, 40, -85), 1.5, 1, "", "coronary")]
+    out += [_branch(a, b, 12.0, 1, "", "aorta") for a, b in itertools.pairwise(knots)]
+    out += [_branch((-15, 48, -40), (-38, 52, -90), 1.5, 1, "", "coronary")]
+    out += [_branch((15, 45, -45), (28, 40, -85), 1.5, 1, "", "coronary")]
     return out
 
 
@@ -111,8 +137,18 @@ def _fill(scene: Scene) -> None:
     r, hu = scene.regions, scene.hu
     hu.fill_(-1000.0)
     for name, value in (
-        ("body", 20.0), ("mediastinum", -60.0), ("lung", -840.0), ("heart", 45.0), ("oesophagus", 30.0), ("aorta", 40.0),
-        ("vena_cava", 40.0), ("pulmonary_artery", 40.0), ("spine", 300.0), ("sternum", 250.0), ("airway_wall", -100.0),
-        ("airway_lumen", -990.0), ("abdomen", 50.0),
-    ):  # fmt: skip
+        ("body", 20.0),
+        ("mediastinum", -60.0),
+        ("lung", -840.0),
+        ("heart", 45.0),
+        ("oesophagus", 30.0),
+        ("aorta", 40.0),
+        ("vena_cava", 40.0),
+        ("pulmonary_artery", 40.0),
+        ("spine", 300.0),
+        ("sternum", 250.0),
+        ("airway_wall", -100.0),
+        ("airway_lumen", -990.0),
+        ("abdomen", 50.0),
+    ):
         hu[r[name]] = value

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hilum.phantom.lesions._fields import count as count_voxels
+from hilum.phantom.lesions._fields import shrink, window_of
 from hilum.phantom.plan import Degree
 from hilum.phantom.scene import LesionTruth, Scene
 from hilum.text.vocabulary import FINDINGS, INDEX, LOBES, REGIONS
@@ -32,14 +34,21 @@ def move(scene: Scene, mask: Tensor, into: tuple[str, ...], out_of: tuple[str, .
     """Give the voxels of `mask` to the regions `into` and take them from `out_of`; they are then no lung
     depth either.
     """
-    keep = ~mask
-    for name in out_of:
-        if name in scene.regions and name not in into:
-            scene.regions[name] = scene.regions[name] & keep
-    for name in into:
-        scene.regions[name] = scene.regions[name] | mask
+    window = window_of(scene, mask)
+    if window is None:
+        return
+    here = window.of(mask)
+    keep = ~here
+    for name in {*out_of, *into}:
+        if name not in scene.regions:
+            continue
+        changed = scene.regions[name].clone()
+        part = window.of(changed)
+        part.logical_or_(here) if name in into else part.logical_and_(keep)
+        scene.regions[name] = changed
     if "lung" in out_of and "lung" not in into:
-        scene.depth_mm = scene.depth_mm * keep
+        scene.depth_mm = scene.depth_mm.clone()
+        window.of(scene.depth_mm).mul_(keep)
 
 
 def free_lung(scene: Scene) -> Tensor:
@@ -53,29 +62,33 @@ def free_lung(scene: Scene) -> Tensor:
 
 def sides_of(scene: Scene, mask: Tensor) -> str:
     """``right``, ``left`` or ``both`` (each at least 5 %) by the mid-sagittal plane; ``""`` for nothing."""
-    profile = mask.sum(dim=(1, 2)).float()
-    x = scene.axes_mm()[0].flatten()
-    right, left = float(profile[x > 0].sum()), float(profile[x <= 0].sum())
-    total = right + left
-    if total == 0:
+    middle = int((scene.axes_mm()[0].flatten() <= 0).sum())
+    left, right = count_voxels(mask[:middle]), count_voxels(mask[middle:])
+    if right + left == 0:
         return ""
-    if min(right, left) >= 0.05 * total:
+    if min(right, left) >= 0.05 * (right + left):
         return "both"
     return "right" if right > left else "left"
 
 
 def lobes_of(scene: Scene, mask: Tensor) -> tuple[str, ...]:
     """Lobes that hold at least 5 % of the mask."""
-    total = int(mask.sum())
-    if total == 0:
+    window = window_of(scene, mask)
+    if window is None:
         return ()
-    return tuple(name for name in LOBES if int((scene.regions[name] & mask).sum()) >= 0.05 * total)
+    part = window.of(mask)
+    least = 0.05 * count_voxels(part)
+    return tuple(n for n in LOBES if count_voxels(window.of(scene.regions[n]) & part) >= least)
 
 
 def measure(scene: Scene, mask: Tensor) -> tuple[float, int]:
     """Longest diameter of the largest piece in mm and the number of pieces (seen at about 4 mm)."""
+    window = window_of(scene, mask)
+    if window is None:
+        return 0.0, 0
+    mask = window.of(mask)
     stride = max(1, round(4.0 / scene.work_mm))
-    small = F.max_pool3d(mask[None, None].float(), stride, ceil_mode=True)[0, 0] > 0
+    small = shrink(mask, stride)
     labels = cc3d.connected_components(small.cpu().numpy(), connectivity=26)
     stats = cc3d.statistics(labels)
     counts = stats["voxel_counts"][1:]

@@ -11,6 +11,7 @@ from hilum.phantom.lesions._fields import (
     balls,
     beads,
     blend,
+    lookup,
     noise,
     pick,
     smoothstep,
@@ -75,7 +76,7 @@ def _patch(
     field = 1.0 - window.distance(centre, stretch) / radius + rough * noise(window, radius * 0.55, dice)
     soft = 0.28 if pattern == "rounded" else 0.10
     alpha = smoothstep(field, -soft / 2, soft) * window.of(scene.regions["lung"])
-    _veil(scene, window, alpha, delta * (1.0 + 0.0))
+    _veil(scene, window, alpha, delta)
     part = window.of(mask)
     part |= alpha > 0.4
 
@@ -194,7 +195,7 @@ def insert_atelectasis(scene: Scene, generator: torch.Generator, degree: Degree)
 
 
 def _basal(scene: Scene, names: tuple[str, ...]) -> Tensor:
-    """The lowest third of the named lobes."""
+    """The lower part of the named lobes."""
     region = torch.zeros(scene.grid.shape, dtype=torch.bool, device=scene.device)
     for name in names:
         region = region | scene.regions[name]
@@ -202,7 +203,7 @@ def _basal(scene: Scene, names: tuple[str, ...]) -> Tensor:
     if window is None:
         return region
     z = window.z.flatten()
-    level = float(z[0] + (z[-1] - z[0]) * 0.33)
+    level = float(z[0] + (z[-1] - z[0]) * 0.45)
     return region & (scene.axes_mm()[2] < level)
 
 
@@ -229,16 +230,20 @@ def _wedge(scene: Scene, dice: Dice, mask: Tensor) -> None:
     lobe = dice.choice(("right lower lobe", "left lower lobe", "right middle lobe", "left upper lobe"))
     region = scene.regions[lobe]
     basal = _basal(scene, (lobe,)) & (scene.depth_mm < 6.0) & free_lung(scene)
-    seeds = pick(scene, basal, dice, 1) or pick(scene, region, dice, 1)
+    seeds = pick(scene, basal, dice, 16) or pick(scene, region, dice, 16)
     if not seeds:
         return
-    base = torch.tensor(seeds[0])
     hilum = torch.tensor([25.0 if lobe.startswith("right") else -25.0, -5.0, -25.0])
-    axis = torch.nn.functional.normalize(hilum - base, dim=0)
+    axes = torch.nn.functional.normalize(hilum - torch.tensor(seeds), dim=1)
+    # not in the narrow recess beside the diaphragm, where a wedge would be a sliver
+    probes = torch.tensor(seeds)[:, None] + axes[:, None] * torch.linspace(2.0, 40.0, 12)[None, :, None]
+    room = lookup(scene, region, probes.reshape(-1, 3)).reshape(len(seeds), -1).float().sum(1)
+    best = int(room.argmax())
+    base, axis = seeds[best], axes[best]
     height = dice.uniform(38.0, 58.0)
-    window = window_at(scene, seeds[0], height + 12)
-    along = window.along(seeds[0], axis.tolist())
-    across = (window.distance(seeds[0]).square() - along.square()).clamp(min=0).sqrt()
+    window = window_at(scene, base, height + 12)
+    along = window.along(base, axis.tolist())
+    across = (window.distance(base).square() - along.square()).clamp(min=0).sqrt()
     width = (height - along) * dice.uniform(0.42, 0.55)
     field = torch.minimum(width - across, along + 18.0) + 2.0 * noise(window, 14.0, dice)
     alpha = (0.5 + field / (2 * scene.work_mm)).clamp(0, 1) * window.of(region)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hilum.phantom.lesions._fields import Dice, balls, beads, blend, lookup
+from hilum.phantom.lesions._fields import Dice, balls, beads, blend, lookup, window_of
 from hilum.phantom.lesions._truth import record
 from hilum.phantom.plan import Degree
 from hilum.phantom.scene import Branch, LesionTruth, Scene
@@ -31,14 +31,18 @@ def _pipe(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw hollow tubes inside the lungs; return (outer mask, wall mask, lumen mask)."""
     path, radius = torch.cat(list(paths)), torch.cat(list(lumen_mm))
-    outer = balls(scene, path, radius + wall_mm) * scene.regions["lung"]
-    inner = balls(scene, path, radius) * scene.regions["lung"]
-    keep = 1.0 - inner * (outer > 0)
-    was_lumen = scene.regions["airway_lumen"]
-    blend(scene.hu, outer * keep * ~was_lumen, torch.maximum(scene.hu, torch.full_like(scene.hu, wall_hu)))
-    blend(scene.hu, inner, -975.0)
-    lumen = inner > 0.5
-    whole = outer > 0.4
+    full = balls(scene, path, radius + wall_mm)
+    window = window_of(scene, full)
+    empty = torch.zeros(full.shape, dtype=torch.bool, device=full.device)
+    if window is None:
+        return empty, empty, empty
+    lung, hu = window.of(scene.regions["lung"]), window.of(scene.hu)
+    outer, inner = window.of(full) * lung, window.of(balls(scene, path, radius)) * lung
+    blend(hu, outer * (1.0 - inner) * ~window.of(scene.regions["airway_lumen"]), hu.clamp(min=wall_hu))
+    blend(hu, inner, -975.0)
+    whole, lumen = empty.clone(), empty.clone()
+    window.of(whole).copy_(outer > 0.4)
+    window.of(lumen).copy_(inner > 0.5)
     return whole, whole & ~lumen, lumen
 
 
@@ -130,10 +134,10 @@ def _signet(scene: Scene, dice: Dice, companions: Sequence[tuple[Tensor, float]]
     if not points:
         return
     dots = torch.cat(points)
-    alpha = balls(scene, dots, torch.full((len(dots),), 1.6)) * scene.regions["lung"]
-    blend(
-        scene.hu,
-        alpha * ~scene.regions["airway_lumen"],
-        torch.maximum(scene.hu, torch.full_like(scene.hu, 35.0)),
-    )
-    scene.regions["vessels"] = scene.regions["vessels"] | (alpha > 0.5)
+    alpha = balls(scene, dots, torch.full((len(dots),), 1.6))
+    window = window_of(scene, alpha)
+    if window is None:
+        return
+    hu, part = window.of(scene.hu), window.of(alpha) * window.of(scene.regions["lung"])
+    blend(hu, part * ~window.of(scene.regions["airway_lumen"]), hu.clamp(min=35.0))
+    scene.regions["vessels"] = scene.regions["vessels"] | (alpha > 0.5) & scene.regions["lung"]

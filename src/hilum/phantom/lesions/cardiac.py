@@ -105,7 +105,7 @@ def insert_coronary_calcification(
     if not vessels:
         return None
     plaques, length, width = {
-        "mild": (dice.integer(3, 4), (1.0, 5.0), (1.6, 2.0)),
+        "mild": (dice.integer(3, 4), (2.0, 5.0), (1.7, 2.1)),
         "moderate": (dice.integer(7, 10), (4.0, 11.0), (1.7, 2.3)),
         "severe": (dice.integer(15, 22), (8.0, 20.0), (1.9, 2.7)),
     }[degree]
@@ -114,18 +114,29 @@ def insert_coronary_calcification(
     rows = torch.multinomial(weights, plaques, replacement=True, generator=generator).tolist()
     dots, radii = [], []
     for row in rows:
-        path = beads((vessels[row].start_mm, vessels[row].end_mm), 0.7)
-        many = max(1, int(dice.uniform(*length) / 0.7))
-        first = dice.integer(0, max(0, len(path) - many))
-        part = path[first : first + many]
+        part = _downstream(vessels[row:], dice.uniform(*length))
         dots.append(part + dice.normal(len(part), 3) * 0.35)
         radii.append(dice.uniform(*width) * (0.75 + 0.5 * dice.rand(len(part))))
     centres, sizes = torch.cat(dots), torch.cat(radii)
-    alpha = balls(scene, centres, sizes) * heart
-    level = {"mild": (400.0, 700.0), "moderate": (500.0, 900.0), "severe": (700.0, 1200.0)}[degree]
-    blend(scene.hu, alpha, torch.maximum(scene.hu, torch.full_like(scene.hu, dice.uniform(*level))))
+    alpha = balls(scene, centres, sizes)
+    window = window_of(scene, alpha)
+    if window is None:
+        return None
+    level = {"mild": (500.0, 800.0), "moderate": (500.0, 900.0), "severe": (700.0, 1200.0)}[degree]
+    hu = window.of(scene.hu)
+    blend(hu, window.of(alpha) * window.of(heart), hu.clamp(min=dice.uniform(*level)))
     mask = (balls(scene, centres, sizes + 1.2) > 0.5) & heart
     return record(scene, "coronary_calcification", mask, degree, plaques=float(plaques))
+
+
+def _downstream(vessels: list[Branch], length_mm: float) -> Tensor:
+    """Points every 0.7 mm along the first vessel and those that continue it, up to a length."""
+    knots = [vessels[0].start_mm, vessels[0].end_mm]
+    for branch in vessels[1:]:
+        if branch.start_mm != knots[-1]:
+            break
+        knots.append(branch.end_mm)
+    return beads(knots, 0.7)[: max(1, int(length_mm / 0.7))]
 
 
 def _frontness(branch: Branch) -> float:

@@ -13,6 +13,7 @@ from hilum.phantom.lesions._fields import (
     beads,
     blend,
     cells,
+    count,
     dilate,
     noise,
     pick,
@@ -42,7 +43,7 @@ def _network(window: Window, band: Tensor, cell_mm: float, line_mm: float, dice:
     """Soft lines (alpha) along the borders of cells, inside `band`, on the window."""
     edge, value = cells(_points(window, band), cell_mm, dice)
     line = ((line_mm / 2 - edge) / window.work_mm + 0.5).clamp(0, 1) * min(1.0, line_mm / window.work_mm)
-    line = line * (0.55 + 0.45 * (value > 0.25))
+    line = line * smoothstep(value, 0.0, 0.5)  # not every septum is thick
     out = torch.zeros(window.shape, device=window.x.device)
     out[band] = line
     return out
@@ -55,9 +56,9 @@ def insert_septal_thickening(scene: Scene, generator: torch.Generator, degree: D
     if window is None:
         return None
     reach, top, line, haze = {
-        "mild": (20.0, 0.38, 2.4, 0.0),
-        "moderate": (32.0, 0.62, 2.8, 20.0),
-        "severe": (48.0, 0.95, 3.3, 45.0),
+        "mild": (17.0, 0.40, 2.0, 0.0),
+        "moderate": (26.0, 0.62, 2.4, 20.0),
+        "severe": (42.0, 0.95, 2.9, 45.0),
     }[degree]
     lung = window.of(scene.regions["lung"])
     wave = noise(window, 45.0, dice)
@@ -65,11 +66,11 @@ def insert_septal_thickening(scene: Scene, generator: torch.Generator, degree: D
     zone = lung & (height + 0.05 * wave < top) & (window.of(scene.depth_mm) < reach * (1 + 0.15 * wave))
     if not bool(zone.any()):
         return None
-    alpha = _network(window, zone, dice.uniform(13.0, 19.0), line * dice.uniform(0.9, 1.1), dice)
+    alpha = _network(window, zone, dice.uniform(15.0, 21.0), line * dice.uniform(0.9, 1.1), dice)
     alpha = alpha * ~window.of(scene.regions["airway_lumen"])
     hu = window.of(scene.hu)
     hu += haze * parenchyma_weight(hu) * zone
-    blend(hu, alpha, torch.maximum(hu, torch.full_like(hu, 0.0)))
+    blend(hu, alpha, hu.clamp(min=0.0))
     mask = torch.zeros(scene.grid.shape, dtype=torch.bool, device=scene.device)
     window.of(mask).copy_(zone)
     return record(scene, "septal_thickening", mask, degree, line_mm=round(line, 1))
@@ -93,10 +94,11 @@ def insert_mosaic_attenuation(scene: Scene, generator: torch.Generator, degree: 
         window.z[:, :, ::stride],
         scene.work_mm * stride,
     )
-    everywhere = torch.ones(coarse.shape, dtype=torch.bool, device=scene.device)
-    _, value = cells(_points(coarse, everywhere), dice.uniform(22.0, 32.0), dice)
-    grid = value.reshape(coarse.shape)
-    level = torch.quantile(grid[lung[::stride, ::stride, ::stride]][::3], 1.0 - share)
+    near = dilate(lung[::stride, ::stride, ::stride], 1)
+    _, value = cells(_points(coarse, near), dice.uniform(22.0, 32.0), dice)
+    grid = torch.zeros(coarse.shape, device=scene.device)
+    grid[near] = value
+    level = torch.quantile(value[::5], 1.0 - share)
     bright = (grid > level).float()[None, None]
     alpha = F.interpolate(bright, size=window.shape, mode="trilinear", align_corners=False)[0, 0]
     alpha = smoothstep(alpha, 0.3, 0.7) * lung
@@ -116,26 +118,31 @@ def insert_emphysema(scene: Scene, generator: torch.Generator, degree: Degree) -
     if window is None:
         return None
     lung = window.of(scene.regions["lung"])
-    low, share, big = {"mild": (0.62, 0.14, 4.0), "moderate": (0.42, 0.26, 5.0), "severe": (0.2, 0.45, 6.0)}[
+    low, share, big = {"mild": (0.66, 0.16, 4.5), "moderate": (0.46, 0.30, 5.0), "severe": (0.2, 0.5, 6.0)}[
         degree
     ]
     height = relative_height(scene, window)
     zone = torch.zeros(scene.grid.shape, dtype=torch.bool, device=scene.device)
     window.of(zone).copy_(lung & (height + 0.1 * noise(window, 40.0, dice) > low))
-    volume_mm3 = float(zone.sum()) * scene.work_mm**3
+    # in clusters, not evenly
+    patchy = {"mild": 0.2, "moderate": -0.3, "severe": -1.0}[degree]
+    window.of(zone).logical_and_(noise(window, 26.0, dice) > patchy)
+    volume_mm3 = count(zone) * scene.work_mm**3
     mean_hole = 4.19 * (0.5 * (2.0 + big)) ** 3
-    count = min(max(int(share * volume_mm3 / mean_hole), 60), 6000)
-    centres = pick(scene, zone & ~scene.regions["vessels"], dice, count)
+    number = min(max(int(share * volume_mm3 / mean_hole), 60), 6000)
+    centres = pick(scene, zone & ~scene.regions["vessels"], dice, number)
     if not centres:
         return None
     jitter = (dice.rand(len(centres), 3) - 0.5) * 4.0
     radii = 2.0 + (big - 2.0) * dice.rand(len(centres)) ** 1.3
     holes = balls(scene, torch.tensor(centres) + jitter, radii)
-    holes = holes * scene.regions["lung"]
     # intact vessels run through: only parenchyma is destroyed
-    weight = window.of(holes) * ((-300.0 - window.of(scene.hu)) / 300.0).clamp(0, 1)
+    weight = window.of(holes) * lung * ((-300.0 - window.of(scene.hu)) / 300.0).clamp(0, 1)
     blend(window.of(scene.hu), weight, dice.uniform(-988.0, -965.0))
-    mask = dilate(holes > 0.5, round(1.9 / scene.work_mm)) & scene.regions["lung"]
+    near = max(1, round(4.0 / scene.work_mm))
+    mask = torch.zeros_like(zone)
+    closed = ~dilate(~dilate(window.of(holes) > 0.5, near), max(1, near - 1))
+    window.of(mask).copy_(closed & lung)
     bullae = {"mild": 0, "moderate": dice.integer(0, 2), "severe": dice.integer(3, 6)}[degree]
     apical = zone & (scene.depth_mm < 12.0) & free_lung(scene)
     for centre in pick(scene, apical, dice, bullae) if bullae else []:
@@ -172,8 +179,9 @@ def insert_fibrotic_sequela(scene: Scene, generator: torch.Generator, degree: De
     height = torch.zeros(scene.grid.shape, device=scene.device)
     window.of(height).copy_(relative_height(scene, window).expand(window.shape))
     apical = dice.chance(0.75) or degree == "severe"
-    zone = free_lung(scene) & (scene.depth_mm < 9.0)
-    zone = zone & (height > 0.72) if apical else zone
+    # not at the mediastinum, where a scar would pass for a hilar node
+    zone = free_lung(scene) & (scene.depth_mm < 9.0) & (scene.axes_mm()[0].abs() > 45.0)
+    zone = zone & (height > 0.7) if apical else zone
     for centre in pick(scene, zone, dice, sites):
         _scar(scene, dice, mask, centre, degree)
     if degree == "severe":
@@ -222,11 +230,11 @@ def _reticulation(scene: Scene, dice: Dice, mask: Tensor, window: Window, height
         & (depth < 15.0 + 4.0 * wave)
         & (window.of(height) < 0.4 + 0.06 * wave)
     )
-    band &= window.y < window.y.mean() + 20.0
+    band &= (window.y + 10.0 * wave < window.y.mean() + 10.0) & (noise(window, 26.0, dice) > -0.9)
     if not bool(band.any()):
         return
     hu = window.of(scene.hu)
-    hu += 90.0 * parenchyma_weight(hu) * band
-    blend(hu, _network(window, band, 7.5, 2.6, dice), torch.maximum(hu, torch.full_like(hu, 0.0)))
+    hu += 110.0 * parenchyma_weight(hu) * band
+    blend(hu, _network(window, band, 11.0, 2.8, dice), hu.clamp(min=0.0))
     part = window.of(mask)
     part |= band

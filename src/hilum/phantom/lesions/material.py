@@ -18,12 +18,14 @@ from hilum.phantom.lesions._fields import (
     Point,
     balls,
     blend,
+    count,
     dilate,
     lookup,
     pick,
     smooth_path,
     tube,
     window_at,
+    window_of,
 )
 from hilum.phantom.lesions._truth import organ_mask, record
 from hilum.phantom.plan import Degree
@@ -54,7 +56,7 @@ def insert_medical_material(scene: Scene, generator: torch.Generator, degree: De
     for name in chosen:
         mask |= _MAKERS[name](scene, dice)
     inside = mask & organ_mask(scene, "medical_material")
-    outside_ml = float((mask & ~inside).sum()) * scene.work_mm**3 / 1000
+    outside_ml = count(mask & ~inside) * scene.work_mm**3 / 1000
     return record(
         scene,
         "medical_material",
@@ -68,9 +70,15 @@ def insert_medical_material(scene: Scene, generator: torch.Generator, degree: De
 
 def _paint(scene: Scene, alpha: Tensor, hu_value: float) -> Tensor:
     """Draw inside the body; return the mask, one voxel's partial volume included."""
-    alpha = alpha * scene.regions["body"]
-    blend(scene.hu, alpha, torch.maximum(scene.hu, torch.full_like(scene.hu, hu_value)))
-    return alpha > 0.25
+    window = window_of(scene, alpha)
+    mask = torch.zeros(alpha.shape, dtype=torch.bool, device=alpha.device)
+    if window is None:
+        return mask
+    cover = window.of(alpha) * window.of(scene.regions["body"])
+    hu = window.of(scene.hu)
+    blend(hu, cover, hu.clamp(min=hu_value))
+    window.of(mask).copy_(cover > 0.25)
+    return mask
 
 
 def _centre_at(scene: Scene, name: str, z_mm: float) -> Point | None:

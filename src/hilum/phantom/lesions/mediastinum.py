@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from hilum.phantom.lesions._fields import Dice, Point, Window, blend, lookup, noise, window_at
+from hilum.phantom.lesions._fields import Dice, Point, Window, blend, dilate, lookup, noise, window_at
 from hilum.phantom.lesions._truth import LUNG_PARTS, move, record
 from hilum.phantom.plan import Degree
 from hilum.phantom.scene import LesionTruth, Scene
@@ -145,8 +145,8 @@ def _paint_pouch(
     content = torch.where(window.y > level, torch.full_like(hu, -940.0), content)
     inside = alpha > 0.5
     # the wall follows the true border, also where the pouch is dented by its neighbours
-    shell = torch.nn.functional.max_pool3d((~inside)[None, None].float(), 3, 1, 1)[0, 0] > 0
-    wall = (field > radius - 3.0) | shell
+    shell = dilate(~inside, 1)
+    wall = (field > radius - 4.5) | shell
     blend(hu, alpha, torch.where(wall, torch.full_like(hu, 42.0), content))
 
 

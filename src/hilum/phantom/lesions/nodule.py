@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hilum.phantom.lesions._fields import Dice, Point, balls, beads, blend, lookup, noise, pick, window_at
+from hilum.phantom.lesions._fields import (
+    Dice,
+    Point,
+    balls,
+    beads,
+    blend,
+    count,
+    lookup,
+    noise,
+    pick,
+    window_at,
+)
 from hilum.phantom.lesions._truth import free_lung, record
 from hilum.phantom.lesions.airspace import parenchyma_weight
 from hilum.phantom.plan import Degree, TumourPlan
@@ -49,14 +60,14 @@ def insert_lung_nodule(scene: Scene, generator: torch.Generator, degree: Degree)
     mask = torch.zeros(scene.grid.shape, dtype=torch.bool, device=scene.device)
     diameter = dice.uniform(*DIAMETER_MM[degree])
     many = dice.chance(0.25)
-    count = dice.integer(2, 5) if many else 1
+    number = dice.integer(2, 5) if many else 1
     density = _density(dice, degree)
     shape = dice.choice(
         ("smooth", "lobulated", "spiculated") if degree != "mild" else ("smooth", "smooth", "lobulated")
     )
     zone = free_lung(scene) & ~scene.regions["vessels"] & (scene.depth_mm > diameter * 0.5 + 1.0)
     placed = 0
-    for centre in pick(scene, zone, dice, count):
+    for centre in pick(scene, zone, dice, number):
         size = diameter if placed == 0 else diameter * dice.uniform(0.6, 0.95)
         stamp(scene, dice, mask, centre, max(size, 4.0), density, shape)
         placed += 1
@@ -115,7 +126,7 @@ def stamp(
         calcium = (0.5 + (0.7 * radius - field) / scene.work_mm).clamp(0, 1) * allowed
         blend(hu, calcium, dice.uniform(350.0, 800.0))
     part = window.of(mask)
-    part |= alpha > (0.5 if diameter_mm > 10.0 else 0.3)
+    part |= alpha > (0.45 if diameter_mm > 10.0 else 0.3)
 
 
 def _spicules(scene: Scene, dice: Dice, centre: Point, radius: float) -> Tensor:
@@ -141,10 +152,10 @@ def insert_tumour(scene: Scene, plan: TumourPlan, degree: Degree) -> LesionTruth
     density = "part-solid" if plan.diameter_mm <= 20 and not plan.invades and dice.chance(0.2) else "solid"
     before = scene.hu.clone() if plan.invades in ("chest wall", "mediastinum") else None
     stamp(scene, dice, mask, centre, plan.diameter_mm, density, shape, beyond_lung=before is not None)
-    whole = int(mask.sum())
+    whole = count(mask)
     other_lobe = plan.t_stage == "T4" and t_stage(plan.diameter_mm, plan.invades) != "T4"
     placed = _satellites(scene, dice, mask, centre, plan, other_lobe)
-    inside = int((mask & scene.regions["lung"]).sum())
+    inside = count(mask & scene.regions["lung"])
     return record(
         scene,
         "lung_nodule",

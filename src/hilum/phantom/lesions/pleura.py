@@ -55,14 +55,15 @@ def _layer(scene: Scene, dice: Dice, fluid: Tensor, name: str, thickness: float,
     depth = window.of(scene.depth_mm)
     z = window.z
     height = (z - z.flatten()[0]) / (z.flatten()[-1] - z.flatten()[0] + scene.work_mm)
-    profile = 1.0 - 0.8 * smoothstep(height, 0.15, 0.85)
+    tail = 0.05 if thickness < 18.0 else 0.2
+    profile = 1.0 - (1.0 - tail) * smoothstep(height, 0.15, 0.8)
     climb = 0.7 * thickness * torch.exp(-depth / (0.3 * thickness))
     level = thickness * profile + climb * profile + 1.2 * noise(window, 35.0, dice)
     gap = (window.y - _back(window, lung)[None]) - level
     alpha = (0.5 - gap / scene.work_mm).clamp(0, 1) * lung
     hu = window.of(scene.hu)
     # lung just above the fluid is squeezed a little
-    hu += 70.0 * torch.exp(-gap.clamp(min=0) / 6.0) * ((-500.0 - hu) / 200.0).clamp(0, 1) * lung
+    hu += 50.0 * torch.exp(-gap.clamp(min=0) / 6.0) * ((-500.0 - hu) / 200.0).clamp(0, 1) * lung
     blend(hu, alpha, hu_value)
     window.of(fluid).logical_or_(alpha > 0.5)
     depth.copy_(torch.where(lung, torch.minimum(depth, gap.clamp(min=0.0)), depth))

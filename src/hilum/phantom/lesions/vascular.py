@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hilum.phantom.lesions._fields import Dice, balls, blend, lookup
+from hilum.phantom.lesions._fields import Dice, balls, blend, lookup, window_of
 from hilum.phantom.lesions._truth import organ_mask, record
 from hilum.phantom.plan import Degree
 from hilum.phantom.scene import Branch, LesionTruth, Scene
@@ -25,7 +25,7 @@ def insert_arterial_wall_calcification(
     plaques, arc, length, thick = {
         "mild": (dice.integer(3, 5), (0.25, 0.6), (3.0, 8.0), 1.5),
         "moderate": (dice.integer(8, 12), (0.4, 1.1), (5.0, 12.0), 1.7),
-        "severe": (dice.integer(20, 28), (0.7, 2.2), (6.0, 18.0), 2.0),
+        "severe": (dice.integer(18, 26), (0.6, 1.6), (5.0, 13.0), 1.9),
     }[degree]
     # more plaque in arch and descending aorta than at the root
     weights = torch.tensor([0.4 if b.end_mm[1] > 15.0 and b.end_mm[2] < 20.0 else 1.0 for b in vessels])
@@ -35,9 +35,13 @@ def insert_arterial_wall_calcification(
     )
     radii = thick * (0.7 + 0.5 * dice.rand(len(dots)))
     bounds = organ_mask(scene, "arterial_wall_calcification")
-    alpha = balls(scene, dots, radii) * bounds
+    alpha = balls(scene, dots, radii)
+    window = window_of(scene, alpha)
+    if window is None:
+        return None
     peak = dice.uniform(500.0, 1000.0)
-    blend(scene.hu, alpha, torch.maximum(scene.hu, torch.full_like(scene.hu, peak)))
+    hu = window.of(scene.hu)
+    blend(hu, window.of(alpha) * window.of(bounds), hu.clamp(min=peak))
     mask = (balls(scene, dots, radii + 1.2) > 0.5) & bounds
     return record(scene, "arterial_wall_calcification", mask, degree, plaques=float(plaques))
 
@@ -61,5 +65,7 @@ def _plaque(scene: Scene, dice: Dice, branch: Branch, arc_rad: float, length_mm:
     inside = lookup(scene, scene.regions["aorta"], points.reshape(-1, 3)).cpu().reshape(points.shape[:3])
     last = inside.float().cumprod(-1).sum(-1).long().clamp(min=1) - 1
     wall = foot[:, None] + ray[None] * reach[last][..., None]
-    keep = inside[..., 0] & (dice.rand(*last.shape) < 0.85)
+    # where it never ends or ends at once a branch leaves: no wall there
+    keep = inside[..., 0] & (reach[last] > 0.6 * branch.radius_mm) & (reach[last] < 1.35 * branch.radius_mm)
+    keep = keep & (dice.rand(*last.shape) < 0.85)
     return wall[keep] if bool(keep.any()) else wall.reshape(-1, 3)[:1]
