@@ -57,6 +57,15 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
     return archive
 
 
+@pytest.fixture
+def cached(index: Archive, tmp_path: Path) -> Archive:
+    """The archive already in the cache: no pip needed."""
+    folder = cache_folder() / "archives"
+    folder.mkdir(parents=True)
+    (folder / index.cached_name).write_bytes((tmp_path / "index" / "tiny" / index.filename).read_bytes())
+    return index
+
+
 def _member(archive: Archive, name: str = "tiny/data.bin", data: bytes = CONTENT) -> ArchiveMember:
     return ArchiveMember(archive, name, _sha(data), len(data))
 
@@ -96,17 +105,17 @@ def test_our_own_check_does_not_rely_on_pip(index: Archive, monkeypatch: pytest.
     assert _left() == []
 
 
-def test_a_damaged_cache_is_fetched_again(index: Archive) -> None:
-    path = fetch_archive(index)
+def test_a_damaged_cache_is_fetched_again(cached: Archive) -> None:
+    path = fetch_archive(cached)
     path.write_bytes(path.read_bytes()[:-7])
-    assert not is_cached(index)
-    assert _sha(fetch_archive(index).read_bytes()) == index.sha256
+    assert not is_cached(cached)
+    assert _sha(fetch_archive(cached).read_bytes()) == cached.sha256
 
 
-def test_a_damaged_member_is_made_again(index: Archive) -> None:
-    path = member_file(_member(index))
+def test_a_damaged_member_is_made_again(cached: Archive) -> None:
+    path = member_file(_member(cached))
     path.write_bytes(b"\0" + CONTENT[1:])
-    assert member_file(_member(index)).read_bytes() == CONTENT
+    assert member_file(_member(cached)).read_bytes() == CONTENT
 
 
 def test_an_unknown_package_says_what_to_do(index: Archive) -> None:
@@ -127,14 +136,14 @@ def test_an_unknown_package_says_what_to_do(index: Archive) -> None:
     ],
     ids=["absent", "longer than pinned", "other bytes"],
 )
-def test_a_member_that_is_not_the_pinned_one_is_refused(index: Archive, name: str, data: bytes) -> None:
+def test_a_member_that_is_not_the_pinned_one_is_refused(cached: Archive, name: str, data: bytes) -> None:
     with pytest.raises(WeightsError, match="WEIGHTS_HASH"):
-        member_file(_member(index, name, data))
+        member_file(_member(cached, name, data))
     assert [name for name in _left() if "data.bin" in name] == []
 
 
-def test_a_members_name_never_decides_where_it_lands(index: Archive) -> None:
-    path = member_file(_member(index, "tiny/../up.bin", b"x"))
+def test_a_members_name_never_decides_where_it_lands(cached: Archive) -> None:
+    path = member_file(_member(cached, "tiny/../up.bin", b"x"))
     assert path.parent == cache_folder() / "members"
 
 

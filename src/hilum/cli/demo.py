@@ -62,6 +62,7 @@ def demo(out: str, offline: bool, overwrite: bool, open_page: bool, as_json: boo
     from rich.console import Console
 
     from hilum.read.reader import read
+    from hilum.read.reading import Reading
 
     folder = Path(out)
     _refuse_existing(folder, overwrite)
@@ -73,6 +74,7 @@ def demo(out: str, offline: bool, overwrite: bool, open_page: bool, as_json: boo
     scores = _scores(case, reading)
     with console.status("writing pictures, maps and the page"):
         page = reading.save(folder, overwrite=overwrite) / "index.html"
+    reading = Reading.from_json((page.parent / "reading.json").read_bytes())  # as written, with its map files
     if as_json:
         echo_json(_as_dict(case, reading, scores, page))
     else:
@@ -142,10 +144,10 @@ def _phantom(console: Console) -> Case:
 
 
 def _introduce(console: Console, case: Case) -> None:
-    console.print(f"[bold]{case.title}[/]", highlight=False)
+    console.print(f"[bold]{case.title}[/]", highlight=False, soft_wrap=True)
     for label, text in (("licence", case.licence), ("cite", case.citation), ("note", case.note)):
         if text:
-            console.print(f"  {label}: {text}", highlight=False)
+            console.print(f"  {label}: {text}", highlight=False, soft_wrap=True)
 
 
 def _scores(case: Case, reading: Reading) -> list[SampleScore]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
-from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.io.fetch import Progress
+from hilum.read.contract import Reader
 from hilum.read.place import peak_voxel
 from hilum.read.samples import SAMPLES, load_sample
 from hilum.text.vocabulary import INDEX, ORGAN_CHANNELS
 from hilum.types import MaskVolume, ProbabilityMap
-from hilum.volume import CTVolume
 
 ORGAN_TARGETS = ("lung", "heart")
 NODULE = "lung_nodule"
@@ -29,32 +28,6 @@ ORGAN_THRESHOLD = 0.5
 
 MapOf = Callable[[str], ProbabilityMap]
 """Name -> map on the scan's RAS+ grid."""
-
-
-@runtime_checkable
-class Trace(Protocol):
-    """The way from the model's grid back to the scan's."""
-
-    def invert(self, values: ProbabilityMap) -> ProbabilityMap:
-        """Model grid -> `[X, Y, Z]` on the scan's RAS+ grid."""
-
-
-@runtime_checkable
-class Output(Protocol):
-    """What a model says about one scan; `hilum.read.scan_model.ModelOutput` is one."""
-
-    organs: np.ndarray
-    maps: np.ndarray
-    probabilities: np.ndarray
-    trace: Trace
-
-
-@runtime_checkable
-class Model(Protocol):
-    """What reads a scan; `hilum.read.scan_model.ScanModel` is one."""
-
-    def run(self, volume: CTVolume) -> Output:
-        """Organs, maps and probabilities of one scan."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +71,7 @@ class SampleScore:
 
 
 def examine_samples(
-    model: Model,
+    model: Reader,
     slugs: Iterable[str] = tuple(SAMPLES),
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -158,13 +131,7 @@ def score_sample(
 
 
 def dice(mask: MaskVolume, truth: MaskVolume) -> float:
-    """2 |A ∩ B| / (|A| + |B|); 1 when both are empty.
-
-    Raises:
-        UsageError: different shapes (`GRID_MISMATCH`).
-    """
-    if mask.shape != truth.shape:
-        raise UsageError("GRID_MISMATCH", "both masks lie on one grid", expected=truth.shape, got=mask.shape)
+    """2 |A ∩ B| / (|A| + |B|) of two masks on one grid; 1 when both are empty."""
     total = int(mask.sum()) + int(truth.sum())
     return 1.0 if total == 0 else 2.0 * int((mask & truth).sum()) / total
 
@@ -180,7 +147,7 @@ def peak_distance_mm(heat: ProbabilityMap, truth: MaskVolume, grid: Geometry) ->
     return float(np.linalg.norm(nearest, axis=1).min())
 
 
-def _inverted(values: np.ndarray, index: Callable[[str], int], trace: Trace) -> MapOf:
+def _inverted(values: np.ndarray, index: Callable[[str], int], trace: Any) -> MapOf:
     return lambda name: trace.invert(np.ascontiguousarray(values[index(name)], dtype=np.float32))
 
 

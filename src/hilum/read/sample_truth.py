@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nrrd
 import numpy as np
+from jaxtyping import Bool
 from PIL import Image, ImageDraw
 
 from hilum.errors import HeaderError
@@ -37,7 +38,7 @@ def label_masks(path: Path, labels: Mapping[str, tuple[int, ...]], grid: Geometr
     axes = axis_map(source)
     values, found = axes.apply(values), axes.geometry(source)
     if not Geometry(grid.shape, grid.affine_ras).same_grid(found):
-        values = sample_nearest(values, found, grid, fill=0)
+        values = sample_nearest(values, found, grid, fill=0.0)
     return {name: np.isin(values, chosen) for name, chosen in labels.items()}
 
 
@@ -71,7 +72,7 @@ def contour_mask(database: Path, patient: str, grid: Geometry, share: float = 0.
     return votes >= max(1.0, share * len(readers))
 
 
-def _filled(text: str, grid: Geometry) -> MaskVolume:
+def _filled(text: str, grid: Geometry) -> Bool[np.ndarray, "X Y"]:
     points = [(int(x), int(y)) for x, y in (line.split(",") for line in text.split())]
     frame = Image.new("1", grid.shape[:2])
     pen = ImageDraw.Draw(frame)
