@@ -31,7 +31,8 @@ class Geometry:
         frame_uid: DICOM Frame of Reference UID; None where the format has none.
 
     Raises:
-        HeaderError: affine not finite (`AFFINE_NAN`), singular (`AFFINE_SINGULAR`), or empty shape (`DIMS_NONPOSITIVE`).
+        HeaderError: affine not finite (`AFFINE_NAN`), singular (`AFFINE_SINGULAR`), or empty shape
+            (`DIMS_NONPOSITIVE`).
     """
 
     shape: tuple[int, int, int]
@@ -41,19 +42,26 @@ class Geometry:
     def __post_init__(self) -> None:
         affine = np.array(self.affine_ras, dtype=np.float64)
         if not np.isfinite(affine).all():
-            raise HeaderError("AFFINE_NAN", "the affine must be finite", expected="16 numbers", got=affine.tolist())
+            raise HeaderError(
+                "AFFINE_NAN", "the affine must be finite", expected="16 numbers", got=affine.tolist()
+            )
         if min(self.shape) < 1:
             raise HeaderError("DIMS_NONPOSITIVE", "every axis has voxels", expected=">= 1", got=self.shape)
         if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             raise HeaderError(
-                "AFFINE_SINGULAR", "the affine must be invertible", expected="det != 0", got=affine[:3, :3].tolist()
+                "AFFINE_SINGULAR",
+                "the affine must be invertible",
+                expected="det != 0",
+                got=affine[:3, :3].tolist(),
             )
         affine.setflags(write=False)
         object.__setattr__(self, "affine_ras", affine)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
 
     @classmethod
-    def from_lps(cls, shape: tuple[int, int, int], affine_lps: AffineLps, frame_uid: str | None = None) -> Geometry:
+    def from_lps(
+        cls, shape: tuple[int, int, int], affine_lps: AffineLps, frame_uid: str | None = None
+    ) -> Geometry:
         """The same grid from a DICOM/ITK affine."""
         return cls(shape, LPS_FROM_RAS @ np.asarray(affine_lps, dtype=np.float64), frame_uid)
 
@@ -111,7 +119,8 @@ class Geometry:
         return self.to_mm(np.array(list(itertools.product((0, 1), repeat=3))) * last)
 
     def same_grid(self, other: Geometry, tolerance_mm: float = 0.01) -> bool:
-        """True when shape, every corner (within `tolerance_mm`) and frame agree. Unknown frames agree with none but unknown."""
+        """True when shape, every corner (within `tolerance_mm`) and frame agree. Unknown frames agree with
+        none but unknown."""
         return (
             self.shape == other.shape
             and self.frame_uid == other.frame_uid

@@ -1,6 +1,7 @@
 """Every array that one room hands to another, with dtype and axes. NumPy only; tensors are in `tensors.py`.
 
-Axes are `[X, Y, Z]`, RAS+ (X grows to the patient's right, Y to anterior, Z to superior), lengths in mm, intensities in HU.
+Axes are `[X, Y, Z]`, RAS+ (X grows to the patient's right, Y to anterior, Z to superior), lengths in mm,
+intensities in HU.
 jaxtyping makes the names checkable: the test run verifies them, a user pays nothing.
 """
 
@@ -14,7 +15,9 @@ from jaxtyping import Bool, Float32, Float64, Integer, UInt8
 VolumeHU: TypeAlias = Float32[np.ndarray, "X Y Z"]
 """HU of every voxel; air -1000, water 0."""
 
-StoredVolume: TypeAlias = Integer[np.ndarray, "X Y Z"] | Float32[np.ndarray, "X Y Z"] | Float64[np.ndarray, "X Y Z"]
+StoredVolume: TypeAlias = (
+    Integer[np.ndarray, "X Y Z"] | Float32[np.ndarray, "X Y Z"] | Float64[np.ndarray, "X Y Z"]
+)
 """Values as a file stores them, before rescale."""
 
 MaskVolume: TypeAlias = Bool[np.ndarray, "X Y Z"]

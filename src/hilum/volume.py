@@ -81,7 +81,8 @@ class Provenance:
         sha256: of the input bytes (for a series: of the sorted per-file hashes).
         study_uid, series_uid, series_number: DICOM only.
         slices: one per source slice, in the order of the source array's slice axis; DICOM only.
-        info: what a score should be read beside: kernel, contrast, patient_position, thickness_mm, kvp, manufacturer.
+        info: what a score should be read beside: kernel, contrast, patient_position, thickness_mm, kvp,
+            manufacturer.
         findings: what the checks found.
     """
 
@@ -119,7 +120,9 @@ class CTVolume:
 
     def __post_init__(self) -> None:
         if self.hu.shape != self.geometry.shape:
-            raise UsageError("GRID_MISMATCH", "HU lie on their grid", expected=self.geometry.shape, got=self.hu.shape)
+            raise UsageError(
+                "GRID_MISMATCH", "HU lie on their grid", expected=self.geometry.shape, got=self.hu.shape
+            )
         self.hu.setflags(write=False)
         if self.valid_mask is not None:
             self.valid_mask.setflags(write=False)
@@ -168,4 +171,6 @@ class CTVolume:
         size = "×".join(str(n) for n in self.shape)
         spacing = "×".join(f"{s:.2f}" for s in self.spacing_mm)
         low, high = float(self.hu.min()), float(self.hu.max())
-        return f"CTVolume({size} · {spacing} mm · stored {self.source.axcodes} · HU {low:.0f}…{high:.0f} · {self.provenance.kind})"
+        span = f"HU {low:.0f}…{high:.0f}"
+        stored = f"stored {self.source.axcodes}"
+        return f"CTVolume({size} · {spacing} mm · {stored} · {span} · {self.provenance.kind})"

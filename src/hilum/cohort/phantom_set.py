@@ -1,6 +1,7 @@
 """Phantoms prepared for training and exam: made once, kept as checksummed files, never mixed between splits.
 
-A training file holds the prepared scan, seven organ masks and 18 scan labels. Lesion voxels are written for validation and
+A training file holds the prepared scan, seven organ masks and 18 scan labels. Lesion voxels are written for
+validation and
 exam only: a training run cannot see what is not there.
 """
 
@@ -76,7 +77,8 @@ def channel_mask(mask_of: Callable[[str], torch.Tensor], channel: str) -> torch.
 def prepare_phantom(
     phantom: Phantom, prep: Prep, *, lesions: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of one file. Masks go from the phantom's own world straight to the prepared grid."""
+    """Tensors and metadata of one file. Masks go from the phantom's own world straight to the prepared
+    grid."""
     tensor, trace = prep.apply(phantom_volume(phantom))
     scene, grid = phantom.scene, trace.grid
 
@@ -115,7 +117,8 @@ def _make_file(job: tuple[int, PhantomSetSpec, Path]) -> Path:
 
 
 def build(spec: PhantomSetSpec, root: Path, *, workers: int = 2) -> Iterator[Path]:
-    """Make what is missing; yields each file as it is ready, in order. Interrupted builds go on where they stopped."""
+    """Make what is missing; yields each file as it is ready, in order. Interrupted builds go on where they
+    stopped."""
     folder = spec.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{spec.seed + i}.safetensors" for i in range(spec.count)]

@@ -1,6 +1,8 @@
-"""One preparation for training, exam, API and demo: HU on any grid -> a body-cropped grid in millimetres, and back.
+"""One preparation for training, exam, API and demo: HU on any grid -> a body-cropped grid in millimetres,
+and back.
 
-The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the body and padded with air to a
+The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the body and
+padded with air to a
 multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre stays a millimetre.
 """
 
@@ -134,7 +136,8 @@ def resample_window(values: torch.Tensor, source: Geometry, window: Geometry) ->
 
 
 def body_mask(hu: np.ndarray, threshold_hu: float = -400.0) -> MaskVolume:
-    """Largest connected piece denser than `threshold_hu`: the body with walls of the chest, without a thin table."""
+    """Largest connected piece denser than `threshold_hu`: the body with walls of the chest, without a thin
+    table."""
     dense = hu > threshold_hu
     labels, count = cc3d.connected_components(dense, connectivity=6, return_N=True)
     if count == 0:

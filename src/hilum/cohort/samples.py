@@ -18,7 +18,8 @@ class Sample:
     """One prepared phantom.
 
     Args:
-        scan: int16 HU on `grid`. organs: uint8, bit o = organ channel o. lesions: int32, bit d = finding d; None in training.
+        scan: int16 HU on `grid`. organs: uint8, bit o = organ channel o. lesions: int32, bit d = finding d;
+            None in training.
         labels: float32 (18,). key: seed as text.
     """
 

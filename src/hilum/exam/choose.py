@@ -1,4 +1,5 @@
-"""What validation data decide: voxel thresholds, calibration, and the probability from which a finding is present."""
+"""What validation data decide: voxel thresholds, calibration, and the probability from which a finding is
+present."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from hilum.text.vocabulary import SLUGS
 
 
 def choose(cases: Sequence[CaseScore]) -> dict[str, dict]:
-    """`thresholds`, `map_thresholds` and `calibration` per finding, for a model's card. Validation cases only."""
+    """`thresholds`, `map_thresholds` and `calibration` per finding, for a model's card. Validation cases
+    only."""
     pooled = np.array([case.pooled for case in cases], dtype=np.float64)
     labels = np.array([case.labels for case in cases]) > 0.5
     thresholds, maps, calibration = {}, {}, {}
@@ -28,7 +30,8 @@ def choose(cases: Sequence[CaseScore]) -> dict[str, dict]:
 
 
 def best_map_threshold(curves: Sequence[Sequence[float]]) -> float:
-    """The voxel threshold with the largest mean Dice over the cases that have the finding; 0.5 without any."""
+    """The voxel threshold with the largest mean Dice over the cases that have the finding; 0.5 without
+    any."""
     if not curves:
         return 0.5
     return float(MAP_THRESHOLDS[int(np.mean(np.array(curves), axis=0).argmax())])
@@ -46,7 +49,8 @@ def apply(p: np.ndarray, scale: float, offset: float) -> np.ndarray:
 
 
 def logistic(p: np.ndarray, truth: np.ndarray, ridge: float = 0.5) -> tuple[float, float]:
-    """Platt's two numbers, the scale kept positive so that order never changes and pulled towards 1: validation is small."""
+    """Platt's two numbers, the scale kept positive so that order never changes and pulled towards 1:
+    validation is small."""
     x, y = logit(p), truth.astype(np.float64)
 
     def cost(theta: np.ndarray) -> float:

@@ -1,4 +1,5 @@
-"""Numbers with intervals: AUROC, Dice curves, bootstrap by patient. NumPy only; scikit-learn is the oracle in the tests."""
+"""Numbers with intervals: AUROC, Dice curves, bootstrap by patient. NumPy only; scikit-learn is the oracle
+in the tests."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def youden(scores: Scores, truth: Truth) -> float:
 def bootstrap(
     statistic: Callable[[np.ndarray], float], cases: int, *, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % interval of `statistic(indices)` over resampled cases (one case is one patient); NaN draws are left out."""
+    """95 % interval of `statistic(indices)` over resampled cases (one case is one patient); NaN draws are
+    left out."""
     generator = np.random.default_rng(seed)
     values = np.array([statistic(generator.integers(0, cases, cases)) for _ in range(draws)])
     values = values[np.isfinite(values)]

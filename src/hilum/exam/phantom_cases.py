@@ -53,7 +53,8 @@ class CaseScore:
 
 
 def score_case(phantom: Phantom, model: ScanModel) -> CaseScore:
-    """Run the model on the phantom's scan and compare in the phantom's own world (its working grid, mm for mm)."""
+    """Run the model on the phantom's scan and compare in the phantom's own world (its working grid, mm for
+    mm)."""
     output = model.run(phantom_volume(phantom))
     case = CaseScore(phantom.plan.seed, model.name, output.pooled.tolist(), phantom.labels.tolist())
     scene = phantom.scene

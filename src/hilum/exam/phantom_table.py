@@ -1,4 +1,5 @@
-"""The phantom suite's table: scan-level AUROC, organ Dice, weakly supervised localisation, each with its interval."""
+"""The phantom suite's table: scan-level AUROC, organ Dice, weakly supervised localisation, each with its
+interval."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from hilum.text.vocabulary import FINDINGS, ORGAN_CHANNELS, SLUGS
 
 @dataclass(frozen=True)
 class FindingRow:
-    """One finding: how many phantoms have it, AUROC, mean Dice at the validation threshold, share of peaks inside."""
+    """One finding: how many phantoms have it, AUROC, mean Dice at the validation threshold, share of peaks
+    inside."""
 
     name: str
     positives: int
@@ -26,7 +28,8 @@ class FindingRow:
 
 @dataclass(frozen=True)
 class PhantomTable:
-    """All rows of one model and the means that the card quotes; intervals are 95 % bootstraps over phantoms."""
+    """All rows of one model and the means that the card quotes; intervals are 95 % bootstraps over
+    phantoms."""
 
     model: str
     cases: int

@@ -1,4 +1,5 @@
-"""Weights in and out: safetensors only, checked before use. NumPy arrays, so that this room stays free of torch.
+"""Weights in and out: safetensors only, checked before use. NumPy arrays, so that this room stays free of
+torch.
 
 Source: trust catalogue rows F01 to F06.
 """

@@ -1,12 +1,16 @@
-"""Y-net: one encoder, an organ decoder and an anomaly decoder, organ features flowing one way into the anomaly decoder.
+"""Y-net: one encoder, an organ decoder and an anomaly decoder, organ features flowing one way into the
+anomaly decoder.
 
-EXACT in small (EXACT §1.2): the same Y, the same two scales of anomaly maps and the same seg -> abn fusion, with
+EXACT in small (EXACT §1.2): the same Y, the same two scales of anomaly maps and the same seg -> abn fusion,
+with
 convolutions where the paper has Mamba layers (issue: `exact-ymamba` brings those). What differs and why:
 
-* the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost, and every
+* the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost,
+and every
   convolution runs at half resolution or below, so that two CPU cores train it;
 * full-resolution maps are unfolded from half-resolution features (sub-voxel convolution) for the same reason;
-* GroupNorm instead of InstanceNorm: the batch is one scan, and it keeps the channels-last layout that CPU kernels want.
+* GroupNorm instead of InstanceNorm: the batch is one scan, and it keeps the channels-last layout that CPU
+kernels want.
 """
 
 from __future__ import annotations
@@ -24,7 +28,8 @@ class YNetConfig:
     """A preset's numbers.
 
     Args:
-        windows_hu: (low, high) of each input window; the scan enters once per window, clipped and scaled to [-1, 1].
+        windows_hu: (low, high) of each input window; the scan enters once per window, clipped and scaled to
+            [-1, 1].
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
         abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
         groups: of GroupNorm.

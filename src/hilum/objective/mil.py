@@ -1,8 +1,11 @@
 """Organ-gated top-k multiple-instance loss: a scan has a finding if some voxels of its organ have it.
 
-Source: EXACT §1.5, 1.7, 1.8. Two changes, both options: k is a volume in ml per finding instead of one voxel count for all
-(a nodule and a mosaic pattern do not have the same size; the paper's 6 and 48 voxels stay reachable), and the gate can never
-be empty: where fewer voxels than k pass the threshold, the k most organ-like voxels pass, so the finding still learns.
+Source: EXACT §1.5, 1.7, 1.8. Two changes, both options: k is a volume in ml per finding instead of one voxel
+count for all
+(a nodule and a mosaic pattern do not have the same size; the paper's 6 and 48 voxels stay reachable), and
+the gate can never
+be empty: where fewer voxels than k pass the threshold, the k most organ-like voxels pass, so the finding
+still learns.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ CLOSED = -30.0
 
 
 def organ_gate(organ_prob: torch.Tensor, least: Sequence[int], threshold: float = 0.5) -> torch.Tensor:
-    """(B, O, X, Y, Z) probabilities -> bool gate of the same shape with at least `least[o]` voxels open per organ."""
+    """(B, O, X, Y, Z) probabilities -> bool gate of the same shape with at least `least[o]` voxels open
+    per organ."""
     gate = organ_prob > threshold
     for organ, k in enumerate(least):
         flat = organ_prob[:, organ].flatten(1)
@@ -32,14 +36,16 @@ def organ_gate(organ_prob: torch.Tensor, least: Sequence[int], threshold: float 
 
 
 def finding_gate(gate: torch.Tensor, shape: Sequence[int], organ_of: Sequence[int]) -> torch.Tensor:
-    """Organ gate (B, O, X, Y, Z) -> one gate per finding (B, D, ...) at the maps' `shape` (any voxel open)."""
+    """Organ gate (B, O, X, Y, Z) -> one gate per finding (B, D, ...) at the maps' `shape` (any voxel
+    open)."""
     if tuple(gate.shape[2:]) != tuple(shape):
         gate = F.max_pool3d(gate.float(), gate.shape[2] // shape[0]) > 0
     return gate[:, list(organ_of)]
 
 
 def top_mean(logits: AnomalyLogits, gate: torch.Tensor, counts: Sequence[int]) -> ScanProbabilities:
-    """Scan probability per finding: mean of the `counts[d]` largest voxel probabilities inside the finding's gate.
+    """Scan probability per finding: mean of the `counts[d]` largest voxel probabilities inside the finding's
+    gate.
 
     Voxels are chosen without gradient and gathered with it, which costs a tenth of masking whole maps.
     """
@@ -63,7 +69,8 @@ def least_open(counts: Sequence[int], organ_of: Sequence[int], organs: int) -> l
 def prevalence_bce(
     prob: ScanProbabilities, labels: Labels, prevalence: Sequence[float], cap: float = 20.0
 ) -> torch.Tensor:
-    """Binary cross-entropy whose positives weigh (1 - f) / f, at most `cap`; unknown labels (NaN) count for nothing."""
+    """Binary cross-entropy whose positives weigh (1 - f) / f, at most `cap`; unknown labels (NaN) count
+    for nothing."""
     f = torch.tensor(prevalence, dtype=prob.dtype, device=prob.device)
     weight = ((1 - f + EPS) / (f + EPS)).clamp(max=cap)
     known = ~torch.isnan(labels)

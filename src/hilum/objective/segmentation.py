@@ -1,6 +1,7 @@
 """Organ loss: Tversky + focal, and its decaying weight.
 
-Source: EXACT §1.7: per channel 0.7 (1 - Tversky) + 0.3 Focal, mean over channels; weight max(2 exp(-10 e / E), 0.5).
+Source: EXACT §1.7: per channel 0.7 (1 - Tversky) + 0.3 Focal, mean over channels; weight max(2 exp(-10 e /
+E), 0.5).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def tversky_focal(
     focal_gamma: float = 2.0,
     smooth: float = 1.0,
 ) -> torch.Tensor:
-    """Scalar loss. `false_positive` and `false_negative` are Tversky's weights (the paper's are the defaults)."""
+    """Scalar loss. `false_positive` and `false_negative` are Tversky's weights (the paper's are the
+    defaults)."""
     target = masks.to(logits.dtype)
     prob = torch.sigmoid(logits)
     axes = (2, 3, 4)
@@ -38,5 +40,6 @@ def tversky_focal(
 
 
 def segmentation_weight(progress: float) -> float:
-    """Weight of the organ loss at `progress` in [0, 1] of the training: 2 at the start, 0.5 from about 0.14 on."""
+    """Weight of the organ loss at `progress` in [0, 1] of the training: 2 at the start, 0.5 from about
+    0.14 on."""
     return max(2.0 * math.exp(-10.0 * progress), 0.5)

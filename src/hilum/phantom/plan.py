@@ -1,6 +1,7 @@
 """What a phantom will be, as plain numbers: drawn once from a seed, before any voxel exists.
 
-A plan is data: equal plans give equal phantoms. Everything that varies between patients or scanners stands here.
+A plan is data: equal plans give equal phantoms. Everything that varies between patients or scanners stands
+here.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ class Patient:
         sex: changes breast tissue, size and heart.
         size: overall scale of the trunk. fat_mm: subcutaneous fat thickness. muscle: muscle thickness factor.
         breathing: 0 expiration, 1 full inspiration (lung height, diaphragm, lung density).
-        rotation_deg: turn about the long axis. heart_size: scale of the heart (cardiomegaly above about 1.18).
-        kyphosis: forward curve of the spine, 0..1. age_years: drives calcification of cartilage and the report's words.
+        rotation_deg: turn about the long axis. heart_size: scale of the heart (cardiomegaly above about
+            1.18).
+        kyphosis: forward curve of the spine, 0..1. age_years: drives calcification of cartilage and the
+            report's words.
         shape_seed: seed of every further anatomical detail (vessel tree, ribs, fissures).
     """
 
@@ -52,8 +55,10 @@ class TumourPlan:
     """A nodule or tumour with stage-like attributes, truth for ordinal tests. Counts as `lung_nodule`.
 
     Args:
-        diameter_mm: longest axis. t_stage: T1a, T1b, T1c, T2a, T2b, T3, T4 by size, invasion and satellites (TNM-8 sizes).
-        invades: ``""``, ``pleura``, ``chest wall``, ``mediastinum``. satellites: extra nodules, same lobe (T3) or other lobe (T4).
+        diameter_mm: longest axis. t_stage: T1a, T1b, T1c, T2a, T2b, T3, T4 by size, invasion and satellites
+            (TNM-8 sizes).
+        invades: ``""``, ``pleura``, ``chest wall``, ``mediastinum``. satellites: extra nodules, same lobe
+            (T3) or other lobe (T4).
     """
 
     diameter_mm: float
@@ -69,9 +74,11 @@ class Scanner:
 
     Args:
         spacing_mm: x, y, z of the written volume. fov_mm: reconstruction circle; outside it is padding.
-        kernel: ``smooth`` (soft tissue), ``standard`` or ``sharp`` (lung). noise_hu: noise SD in water at standard kernel.
+        kernel: ``smooth`` (soft tissue), ``standard`` or ``sharp`` (lung). noise_hu: noise SD in water at
+            standard kernel.
         phase: contrast phase. tilt_deg: gantry tilt. motion_mm: breathing blur amplitude near the diaphragm.
-        padding_hu: value outside the circle (-1024, -2000, -3024 occur). z_cover: share of the chest scanned, 1.0 = whole.
+        padding_hu: value outside the circle (-1024, -2000, -3024 occur). z_cover: share of the chest
+            scanned, 1.0 = whole.
         table: patient table visible. seed: of the noise.
     """
 

@@ -20,7 +20,8 @@ class Branch:
 
     Args:
         start_mm, end_mm: RAS mm. radius_mm: of the lumen (airway) or the vessel.
-        generation: 0 trachea, 1 main, 2 lobar, 3 segmental, 4+ beyond. lobe: name of `vocabulary.LOBES`, "" outside the lungs.
+        generation: 0 trachea, 1 main, 2 lobar, 3 segmental, 4+ beyond. lobe: name of `vocabulary.LOBES`, ""
+            outside the lungs.
         kind: ``airway``, ``artery``, ``vein``, ``coronary``, ``aorta``.
     """
 
@@ -38,8 +39,10 @@ class LesionTruth:
 
     Args:
         slug: finding. mask: its voxels on the scene's grid. degree: how bad.
-        side: ``right``, ``left``, ``both`` or ``""`` (midline). lobes: names of `vocabulary.LOBES` touched by at least 5 % of it.
-        size_mm: longest diameter of the largest piece. count: number of pieces. attributes: what else is known (stage, kind).
+        side: ``right``, ``left``, ``both`` or ``""`` (midline). lobes: names of `vocabulary.LOBES` touched
+            by at least 5 % of it.
+        size_mm: longest diameter of the largest piece. count: number of pieces. attributes: what else is
+            known (stage, kind).
     """
 
     slug: str
@@ -60,13 +63,18 @@ class Scene:
         plan: what it was made from.
         grid: isotropic, axis-aligned RAS+; x = 0 is the mid-sagittal plane, z = 0 the carina, mm.
         hu: float32 HU.
-        regions: bool masks by name. Always present: `body`, the five `vocabulary.LOBES`, the nine `vocabulary.REGIONS`,
-            `lung_right`, `lung_left`, `airway_lumen`, `airway_wall`, `vessels` (in the lung), `myocardium`, `left_ventricle`,
-            `right_ventricle`, `left_atrium`, `right_atrium`, `aorta`, `pulmonary_artery`, `vena_cava`, `spine`, `ribs`,
+        regions: bool masks by name. Always present: `body`, the five `vocabulary.LOBES`, the nine
+            `vocabulary.REGIONS`,
+            `lung_right`, `lung_left`, `airway_lumen`, `airway_wall`, `vessels` (in the lung), `myocardium`,
+            `left_ventricle`,
+            `right_ventricle`, `left_atrium`, `right_atrium`, `aorta`, `pulmonary_artery`, `vena_cava`,
+            `spine`, `ribs`,
             `sternum`, `liver`, `spleen`, `stomach`, `muscle`, `fat`.
             `heart` is all within the pericardium; `lung` includes its vessels and intrapulmonary airways;
-            `mediastinum` lies between the lungs, without the heart, with great vessels, trachea and oesophagus;
-            `pleura` is a shell of about 6 mm on either side of the lung surface; `airways` is lumen and wall to segmental level.
+            `mediastinum` lies between the lungs, without the heart, with great vessels, trachea and
+            oesophagus;
+            `pleura` is a shell of about 6 mm on either side of the lung surface; `airways` is lumen and wall
+            to segmental level.
         depth_mm: distance of a lung voxel from its lung's surface, 0 outside.
         branches: airways, arteries, veins, coronaries, aorta.
         lesions: truth, filled by `lesions`.
@@ -91,7 +99,8 @@ class Scene:
         return self.hu.device
 
     def axes_mm(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Coordinates along x, y, z in mm, shaped (X,1,1), (1,Y,1), (1,1,Z): broadcast, never materialise a full grid."""
+        """Coordinates along x, y, z in mm, shaped (X,1,1), (1,Y,1), (1,1,Z): broadcast, never materialise
+        a full grid."""
         origin = self.grid.affine_ras[:3, 3]
         axes = [
             torch.arange(n, device=self.device, dtype=torch.float32) * self.work_mm + float(o)

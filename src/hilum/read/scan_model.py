@@ -1,4 +1,5 @@
-"""A trained model that ships: weights, card and preset together, from a volume to organs, maps and probabilities."""
+"""A trained model that ships: weights, card and preset together, from a volume to organs, maps and
+probabilities."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Inference:
-    """A network's answer at full resolution: organs (O, ...), ungated maps (D, ...), bool gate (D, ...), pooled (D,)."""
+    """A network's answer at full resolution: organs (O, ...), ungated maps (D, ...), bool gate (D, ...),
+    pooled (D,)."""
 
     organs: torch.Tensor
     maps: torch.Tensor
@@ -63,7 +65,8 @@ class Inference:
 class ScanModel:
     """A preset with weights and a card.
 
-    `card` says what it was trained on and holds thresholds and calibration, chosen on validation phantoms only.
+    `card` says what it was trained on and holds thresholds and calibration, chosen on validation phantoms
+    only.
     """
 
     def __init__(self, preset: Preset, network: torch.nn.Module, card: dict[str, Any], sha256: str) -> None:
@@ -165,7 +168,8 @@ class ScanModel:
         return voxel_counts(self.preset.pool_ml, self.preset.voxel_ml)
 
     def pool(self, maps: torch.Tensor | FindingMaps) -> FindingProbabilities:
-        """Gated maps (D, U, V, W) -> uncalibrated scan probabilities: what anybody can recompute from the written maps."""
+        """Gated maps (D, U, V, W) -> uncalibrated scan probabilities: what anybody can recompute from the
+        written maps."""
         flat = torch.as_tensor(maps).flatten(1)
         counts = self.counts()
         largest = flat.topk(min(max(counts), flat.shape[1]), dim=1).values

@@ -34,7 +34,9 @@ class FindingName:
 
 FINDINGS: tuple[FindingName, ...] = (
     FindingName("medical_material", "Medical material", "Fremdmaterial", "global"),
-    FindingName("arterial_wall_calcification", "Arterial wall calcification", "Gefäßwandverkalkung", "global"),
+    FindingName(
+        "arterial_wall_calcification", "Arterial wall calcification", "Gefäßwandverkalkung", "global"
+    ),
     FindingName("cardiomegaly", "Cardiomegaly", "Kardiomegalie", "heart"),
     FindingName("pericardial_effusion", "Pericardial effusion", "Perikarderguss", "heart"),
     FindingName("coronary_calcification", "Coronary artery wall calcification", "Koronarkalk", "heart"),
@@ -47,7 +49,9 @@ FINDINGS: tuple[FindingName, ...] = (
     FindingName("fibrotic_sequela", "Pulmonary fibrotic sequela", "Narbige Residuen", "lung"),
     FindingName("pleural_effusion", "Pleural effusion", "Pleuraerguss", "pleura"),
     FindingName("mosaic_attenuation", "Mosaic attenuation pattern", "Mosaikperfusion", "lung"),
-    FindingName("peribronchial_thickening", "Peribronchial thickening", "Peribronchiale Verdickung", "airways"),
+    FindingName(
+        "peribronchial_thickening", "Peribronchial thickening", "Peribronchiale Verdickung", "airways"
+    ),
     FindingName("consolidation", "Consolidation", "Konsolidierung", "lung"),
     FindingName("bronchiectasis", "Bronchiectasis", "Bronchiektasen", "airways"),
     FindingName("septal_thickening", "Interlobular septal thickening", "Septenverdickung", "lung"),

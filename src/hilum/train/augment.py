@@ -1,7 +1,10 @@
-"""Appearance and shape varied at every step, so that a network trained on phantoms meets real scans without surprise.
+"""Appearance and shape varied at every step, so that a network trained on phantoms meets real scans without
+surprise.
 
-Shape: one random rotation, scaling and shift, the same for the scan and its organ masks. Appearance: gain and offset of the HU
-scale, a smooth-edged HU offset per organ (contrast phases, body habitus, breathing), noise, blur. Labels never change: no
+Shape: one random rotation, scaling and shift, the same for the scan and its organ masks. Appearance: gain
+and offset of the HU
+scale, a smooth-edged HU offset per organ (contrast phases, body habitus, breathing), noise, blur. Labels
+never change: no
 augmentation adds or removes a finding, and left stays left.
 """
 
@@ -24,7 +27,8 @@ def uniform(generator: torch.Generator, low: float, high: float) -> float:
 def random_affine(
     shape: tuple[int, int, int], spacing_mm: float, recipe: AugmentRecipe, generator: torch.Generator
 ) -> torch.Tensor:
-    """A sampling matrix (1, 3, 4) for `affine_grid`: rotation, anisotropic scale and shift about the centre."""
+    """A sampling matrix (1, 3, 4) for `affine_grid`: rotation, anisotropic scale and shift about the
+    centre."""
     angles = [torch.deg2rad(torch.tensor(uniform(generator, -1, 1) * recipe.rotate_deg)) for _ in range(3)]
     turn = torch.eye(3)
     for axis, angle in enumerate(angles):
@@ -55,7 +59,8 @@ def warp(volume: torch.Tensor, theta: torch.Tensor, *, mode: str, fill: float) -
 def appearance(
     scan: torch.Tensor, organs: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
 ) -> torch.Tensor:
-    """(1, 1, X, Y, Z) HU / 1000 with organs (1, O, X, Y, Z) bool -> the same scan on another scanner, another day."""
+    """(1, 1, X, Y, Z) HU / 1000 with organs (1, O, X, Y, Z) bool -> the same scan on another scanner,
+    another day."""
     cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
     soft = recipe.organ_offset_hu / 1000
     limits = {"heart": soft, "mediastinum": soft, "lung": 0.04, "global": 0.03, "pleura": 0.02}

@@ -1,4 +1,5 @@
-"""Checkpoints: one safetensors file with weights, their average, optimiser moments and the step. Written beside, renamed."""
+"""Checkpoints: one safetensors file with weights, their average, optimiser moments and the step. Written
+beside, renamed."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ def train(
     *,
     report: Callable[[Progress], None] | None = None,
 ) -> torch.nn.Module:
-    """Run the recipe on prepared files; resumes from `out/checkpoint.safetensors`. Returns the averaged network.
+    """Run the recipe on prepared files; resumes from `out/checkpoint.safetensors`. Returns the averaged
+    network.
 
     Raises:
         RunError: `LOSS_NONFINITE` with the scan's key; the last good checkpoint stays.

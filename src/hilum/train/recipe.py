@@ -19,7 +19,8 @@ class Strict(BaseModel):
 
 
 class DataRecipe(Strict):
-    """Phantoms to train and validate on. Seeds never overlap: train, validation and exam count from different bases."""
+    """Phantoms to train and validate on. Seeds never overlap: train, validation and exam count from
+    different bases."""
 
     train: int = Field(300, ge=1, description="phantoms to train on")
     validation: int = Field(40, ge=1, description="phantoms to choose thresholds on")

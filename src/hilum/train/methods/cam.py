@@ -1,4 +1,5 @@
-"""The baseline's loss: prevalence-weighted cross-entropy on the globally pooled logits. No organs, no gate."""
+"""The baseline's loss: prevalence-weighted cross-entropy on the globally pooled logits. No organs, no
+gate."""
 
 from __future__ import annotations
 
