@@ -27,7 +27,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from hilum.errors import ContainerError
+from hilum.errors import ContainerError, InputRefused, PixelError
 from hilum.io.limits import Limits
 from hilum.io.sniff import looks_like
 from hilum.volume import Finding, Level
@@ -87,6 +87,7 @@ def guard(content: bytes, limits: Limits | None = None, where: str = "") -> Guar
 
     Raises:
         ContainerError: `NOT_AN_IMAGE`, `DICOM_CUT`, `LENGTH_OVERRUN`, `SQ_DEPTH`, `DEFLATE_BOMB`.
+        PixelError: the file ends inside its pixel data (`PIXELS_SHORT`).
     """
     limits = limits or Limits()
     notes: list[Finding] = []
@@ -350,11 +351,13 @@ def _cut(where: str, got: str, rule: str = "a DICOM file is whole") -> Container
     return ContainerError("DICOM_CUT", rule, expected="every element complete", got=got, path=where or None)
 
 
-def _overrun(where: str, tag: int, length: int, left: int, size: int) -> ContainerError:
+def _overrun(where: str, tag: int, length: int, left: int, size: int) -> InputRefused:
     """A length that reaches past the end: a lie when no file of this kind could hold it, else a cut file."""
     text = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) claims {length} bytes, {left} follow"
     if length > max(2 * size, 4096):
         return ContainerError("LENGTH_OVERRUN", "an element fits in its file", expected=f"<= {left} bytes",
                               got=text, path=where or None)  # fmt: skip
-    return ContainerError("PIXELS_SHORT" if tag == PIXEL_DATA else "DICOM_CUT", "a DICOM file is whole",
-                          expected=f"{length} bytes", got=text, path=where or None)  # fmt: skip
+    if tag == PIXEL_DATA:
+        return PixelError("PIXELS_SHORT", "pixel data is complete", expected=f"{length} bytes", got=text,
+                          path=where or None, hint="The file may be cut short; fetch it again.")  # fmt: skip
+    return _cut(where, text)

@@ -12,7 +12,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydicom.uid import UID
@@ -23,6 +23,7 @@ from hilum.io.checks import Docket, check_shape, to_finding
 from hilum.io.dicom_frames import read_frames
 from hilum.io.dicom_guard import Guarded, guard, not_an_image, plausible_start, quiet
 from hilum.io.dicom_header import CT_IMAGE, ENHANCED_CT, ImageHeader, header_dataset, read_header, text
+from hilum.io.dicom_pixels import SUPPORTED
 from hilum.io.limits import Limits
 from hilum.volume import Finding, Level
 
@@ -138,6 +139,9 @@ def _index_one(index: Index, number: int, source: Source, docket: Docket, limits
         return
     form = images[0].pixels
     check_shape((form.columns, form.rows, len(images)), limits, source.name)
+    name, _, lossless = SUPPORTED.get(str(guarded.syntax), ("", "", True))
+    if not lossless:  # true of the syntax, even where the tag forgot to say so
+        images = [replace(i, lossy=i.lossy or f"{name} allows for loss") for i in images]
     index.images.extend(images)
     index.syntaxes[number] = str(guarded.syntax)
     index.hashes[number] = hashlib.sha256(content).hexdigest()

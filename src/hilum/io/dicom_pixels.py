@@ -44,6 +44,7 @@ SUPPORTED: dict[str, tuple[str, str, bool]] = {
 }
 """UID -> name, the package whose decoder reads it ("" for none), and whether it is lossless by definition."""
 
+JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG_FAMILY = ("1.2.840.10008.1.2.4.",)
 J2K_UIDS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 NOT_SCANNED_HU = -1024.0
@@ -81,6 +82,13 @@ def check_form(header: ImageHeader, syntax: str, where: str = "") -> None:
     if package and not get_decoder(UID(syntax)).is_available:
         raise PixelError("CODEC_MISSING", f"a decoder for {name} is installed", expected=package, got="none",
                          path=where or None, hint=f"pip install {package}")  # fmt: skip
+    if (
+        syntax == JPEG_EXTENDED
+        and form.stored > 8
+        and "pylibjpeg" not in get_decoder(UID(syntax)).available_plugins
+    ):
+        raise PixelError("CODEC_MISSING", "a decoder for 12-bit JPEG is installed", expected="pylibjpeg-libjpeg (GPL)",
+                         got="none", path=where or None, hint="pip install pylibjpeg-libjpeg")  # fmt: skip
     if form.photometric == "MONOCHROME1":
         raise PixelError("MONOCHROME1", "CT grey values grow with density", expected="MONOCHROME2",
                          got="MONOCHROME1", path=where or None)  # fmt: skip
@@ -94,9 +102,15 @@ def check_form(header: ImageHeader, syntax: str, where: str = "") -> None:
                          f"allocated {form.allocated}", path=where or None)  # fmt: skip
 
 
-def decode_frames(
-    guarded: Guarded, headers: Sequence[ImageHeader], where: str = ""
-) -> list[Integer[np.ndarray, "R C"]]:
+@dataclass(frozen=True)
+class Stored:
+    """Stored values of one image, [rows, columns]; `dirty` when bits outside the stored ones were set."""
+
+    values: Integer[np.ndarray, "R C"]
+    dirty: bool
+
+
+def decode_frames(guarded: Guarded, headers: Sequence[ImageHeader], where: str = "") -> list[Stored]:
     """Stored values of the wanted frames of one file, sign and unused bits resolved.
 
     Args:
@@ -122,15 +136,16 @@ def decode_frames(
     return [_decompress(parts[h.frame], guarded.syntax, h.pixels, where) for h in headers]
 
 
-def to_hu(
-    stored: Integer[np.ndarray, "R C"], form: PixelForm, slope: float, intercept: float
-) -> DecodedImage:
+def to_hu(image: Stored, form: PixelForm, slope: float, intercept: float) -> DecodedImage:
     """Stored values -> HU in float32; declared padding becomes invalid, -1024 HU.
 
     Padding is found among stored values, before the rescale (row D06).
     """
+    stored = image.values
     hu = stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
-    remarks: list[tuple[str, str]] = []
+    remarks = (
+        [("HIGH_BITS", f"bits set outside the {form.stored} stored ones, dropped")] if image.dirty else []
+    )
     outside = _declared_padding(stored, form, slope, intercept, remarks)
     if outside is None or not outside.any():
         return DecodedImage(hu, None, tuple(remarks))
@@ -169,15 +184,16 @@ def _native(guarded: Guarded, form: PixelForm, frames: int, where: str) -> np.nd
     )
 
 
-def _meaningful_bits(values: np.ndarray, form: PixelForm) -> np.ndarray:
+def _meaningful_bits(values: np.ndarray, form: PixelForm) -> Stored:
     """Native-endian values of the stored bits only: overlay bits above or below them are dropped (row D11)."""
     native = values.astype(values.dtype.newbyteorder("="))
     if form.stored == form.allocated:
-        return native
-    bits = native.dtype.itemsize * 8
-    shift = form.high_bit + 1 - form.stored
+        return Stored(native, False)
+    below = form.high_bit + 1 - form.stored
+    above = form.allocated - 1 - form.high_bit
     # Left to the top, then right again: an arithmetic shift on signed types restores the sign.
-    return (native << (bits - form.stored - shift)) >> (bits - form.stored)
+    clean = (native << above) >> (above + below)
+    return Stored(clean, not np.array_equal(clean << below, native))
 
 
 def _split(guarded: Guarded, frames: int, where: str) -> list[bytes]:
@@ -208,7 +224,7 @@ def _check_rle(part: bytes, where: str) -> None:
         raise short("1 to 15 RLE segments inside the frame", f"{count} segments in {len(part)} bytes", where)
 
 
-def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> np.ndarray:
+def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a decoder that has to guess has not decoded
@@ -226,7 +242,9 @@ def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> np.nda
         ) from error
     if array.shape != (form.rows, form.columns):
         raise short(f"{form.rows} x {form.columns} pixels", f"{array.shape}", where)
-    return _meaningful_bits(array, form) if array.dtype.itemsize * 8 == form.allocated else array
+    return (
+        _meaningful_bits(array, form) if array.dtype.itemsize * 8 == form.allocated else Stored(array, False)
+    )
 
 
 def _declared_padding(

@@ -95,7 +95,7 @@ def _same_pixels(index: Index, limits: Limits):  # noqa: ANN202 - a closure of t
             return True
         check_form(a, first.syntax)
         check_form(b, second.syntax)
-        return bool(np.array_equal(decode_frames(first, [a])[0], decode_frames(second, [b])[0]))
+        return bool(np.array_equal(decode_frames(first, [a])[0].values, decode_frames(second, [b])[0].values))
 
     return same
 

@@ -294,7 +294,9 @@ def _split_phases(images: list[ImageHeader], label: str, code: str, same: SameIm
         for image in ordered:
             groups.setdefault(key(image), []).append(image)
         if _are_phases(list(groups.values())):
-            for number, group in enumerate(groups.values(), 1):
+            for number, group in enumerate(
+                sorted(groups.values(), key=lambda g: str(key(g[0])).zfill(32)), 1
+            ):
                 suffix = f"{name} {key(group[0])}" if name == "acquisition" else f"phase {number}"
                 split.stacks.append(Stack(tuple(group), f"{label} {suffix}".strip(), "PHASES_MIXED"))
             return
