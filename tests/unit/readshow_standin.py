@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 
 import cc3d
 import numpy as np
+import torch
 
 from hilum.cohort.prep import Prep
 from hilum.geometry import Geometry
 from hilum.text.vocabulary import FINDINGS, INDEX, ORGAN_CHANNELS, SLUGS
 from hilum.volume import CTVolume, Provenance
+
+torch.set_num_threads(1)
 
 NODULE_MM = np.array([-70.0, -20.0, 30.0])
 """In the left lung (RAS: left is negative x)."""
@@ -36,15 +39,21 @@ def chest_hu(points_mm: np.ndarray) -> np.ndarray:
 
 def chest(geometry: Geometry, provenance: Provenance | None = None) -> CTVolume:
     """The chest on any grid (stored axes)."""
-    i, j, k = (np.arange(n, dtype=np.float64) for n in geometry.shape)
-    a = geometry.affine_ras
-    points = (
-        i[:, None, None, None] * a[:3, 0]
-        + j[None, :, None, None] * a[:3, 1]
-        + k[None, None, :, None] * a[:3, 2]
-        + a[:3, 3]
+    return CTVolume.from_source(
+        chest_hu(points_of(geometry)), geometry, provenance or Provenance("nifti", "ab" * 32)
     )
-    return CTVolume.from_source(chest_hu(points), geometry, provenance or Provenance("nifti", "ab" * 32))
+
+
+def points_of(grid: Geometry) -> np.ndarray:
+    """mm RAS of every voxel, [X, Y, Z, 3]."""
+    i, j, k = (np.arange(n, dtype=np.float64) for n in grid.shape)
+    a = grid.affine_ras[:3]
+    return (
+        i[:, None, None, None] * a[:, 0]
+        + j[None, :, None, None] * a[:, 1]
+        + k[None, None, :, None] * a[:, 2]
+        + a[:, 3]
+    )
 
 
 def straight_grid(shape=(84, 64, 56), spacing=(4.5, 4.5, 5.0)) -> Geometry:
@@ -74,6 +83,7 @@ class Standin:
     trained_on: str = "nothing; synthetic thresholds"
     calibrated: bool = False
     sigma_mm: float = 8.0
+    grid_mm: float = 4.0
     spoil: float | None = None
 
     def __post_init__(self) -> None:
@@ -81,16 +91,16 @@ class Standin:
         self.map_thresholds = dict.fromkeys(SLUGS, 0.4)
 
     def run(self, volume: CTVolume) -> Output:
-        tensor, trace = Prep(spacing_mm=4.0, multiple=4).apply(volume)
+        tensor, trace = Prep(spacing_mm=self.grid_mm, multiple=4).apply(volume)
         hu = tensor[0, 0].numpy() * 1000
         grid = trace.grid
         organs = np.stack([o.astype(np.float32) for o in self._organs(hu, grid)])
         maps = np.zeros((len(FINDINGS), *grid.shape), dtype=np.float32)
-        points = grid.to_mm(np.argwhere(np.ones(grid.shape, dtype=bool)))
+        points = points_of(grid).astype(np.float32)
         probabilities = np.full(len(FINDINGS), 0.1, dtype=np.float32)
         for slug, centre in self.bumps.items():
-            distance = ((points - centre) ** 2).sum(axis=1)
-            maps[INDEX[slug]] = 0.95 * np.exp(-distance / (2 * self.sigma_mm**2)).reshape(grid.shape)
+            distance = ((points - np.float32(centre)) ** 2).sum(axis=-1)
+            maps[INDEX[slug]] = 0.95 * np.exp(-distance / (2 * self.sigma_mm**2))
             probabilities[INDEX[slug]] = 0.9
         if self.spoil is not None:
             maps[INDEX["lung_nodule"], 3, 3, 3] = self.spoil
@@ -98,10 +108,10 @@ class Standin:
 
     @staticmethod
     def _organs(hu: np.ndarray, grid: Geometry) -> list[np.ndarray]:
-        air = cc3d.connected_components(hu < -400, connectivity=6)
+        air = cc3d.connected_components((hu < -400) & (hu > -960), connectivity=6)
         sizes = np.bincount(air.ravel())
         sizes[[0, *np.unique(air[0]), *np.unique(air[-1]), *np.unique(air[:, 0]), *np.unique(air[:, -1])]] = 0
-        lung = np.isin(air, np.flatnonzero(sizes * grid.voxel_ml > 20)) & (hu > -960)
+        lung = np.isin(air, np.flatnonzero(sizes * grid.voxel_ml > 20))
         x = (np.arange(grid.shape[0]) * grid.affine_ras[0, 0] + grid.affine_ras[0, 3])[:, None, None]
         middle = (hu > -100) & (np.abs(x) < 60)
         body = hu > -400

@@ -15,9 +15,10 @@ from scipy.ndimage import binary_opening
 
 from hilum.errors import HeaderError, InputRefused, SeriesError
 from hilum.geometry import Geometry
-from hilum.read.organ_masks import OrganMasks
+from hilum.read.organ_masks import OrganMasks, mm_of
 from hilum.read.reading import Coverage
 from hilum.read.sampling import sample_nearest
+from hilum.types import PointsMm
 from hilum.volume import CTVolume, Finding, Level
 
 LUNG_HU = (-1010.0, -350.0)
@@ -76,8 +77,9 @@ def judge(volume: CTVolume, organs: OrganMasks) -> Coverage:
         raise refusal(
             volume, f"{lung_ml:.0f} ml called lung, {aerated_ml:.0f} ml of it with the density of lung"
         )
-    bottom, top = _cut_ends(volume.geometry, grid, lung)
-    sides = _cut_sides(volume.geometry, grid, lung)
+    index = volume.geometry.to_vox(mm_of(grid, lung))
+    bottom, top = _cut_ends(volume.geometry, grid, index)
+    sides = _cut_sides(volume.geometry, grid, index)
     fraction = _fraction(grid, lung) if bottom or top else 1.0
     return Coverage(
         lung_ml=round(lung_ml, 1),
@@ -105,13 +107,9 @@ def as_finding(coverage: Coverage) -> Finding | None:
     )
 
 
-def _index_in(field: Geometry, grid: Geometry, lung: np.ndarray) -> np.ndarray:
-    return field.to_vox(grid.to_mm(np.argwhere(lung)))
-
-
-def _cut_ends(field: Geometry, grid: Geometry, lung: np.ndarray) -> tuple[bool, bool]:
+def _cut_ends(field: Geometry, grid: Geometry, index: PointsMm) -> tuple[bool, bool]:
     """(bottom, top): lung area near the first and last slice against the largest area."""
-    height = _index_in(field, grid, lung)[:, 2] * field.spacing_mm[2]
+    height = index[:, 2] * field.spacing_mm[2]
     step = max(grid.spacing_mm[2], field.spacing_mm[2])
     last = (field.shape[2] - 1) * field.spacing_mm[2]
     bins = np.bincount(np.clip(np.rint(height / step), 0, None).astype(int))
@@ -121,15 +119,15 @@ def _cut_ends(field: Geometry, grid: Geometry, lung: np.ndarray) -> tuple[bool, 
     return bool(bottom), bool(top)
 
 
-def _cut_sides(field: Geometry, grid: Geometry, lung: np.ndarray) -> bool:
-    index = _index_in(field, grid, lung)[:, :2]
+def _cut_sides(field: Geometry, grid: Geometry, index: PointsMm) -> bool:
+    index = index[:, :2]
     margin = np.array(grid.spacing_mm[:2]) / np.array(field.spacing_mm[:2])
     at_border = ((index < margin) | (index > np.array(field.shape[:2]) - 1 - margin)).any(axis=1)
     return bool(at_border.mean() > 0.01)
 
 
 def _fraction(grid: Geometry, lung: np.ndarray) -> float:
-    points = grid.to_mm(np.argwhere(lung))
+    points = mm_of(grid, lung)
     low, high = np.percentile(points, (0.5, 99.5), axis=0)
     expected = max(HEIGHT_PER_WIDTH * (high[0] - low[0]), 1.0)
     return float(np.clip((high[2] - low[2]) / expected, 0.05, 0.95))

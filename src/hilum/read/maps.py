@@ -3,20 +3,24 @@ memory."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32
 
 from hilum.errors import RunError
 from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
+
+GridMap: TypeAlias = Float32[np.ndarray, "U V W"]
+"""Probabilities on the model's grid; `ProbabilityMap` is on the volume's."""
 
 
 @runtime_checkable
 class Inverse(Protocol):
     """The part of a prep trace that is needed here."""
 
-    def invert(self, values: ProbabilityMap) -> ProbabilityMap:
+    def invert(self, values: GridMap) -> ProbabilityMap:
         """A map on the model's grid -> on the volume's grid (RAS+)."""
         ...
 
@@ -39,7 +43,7 @@ def finite(heat: np.ndarray, what: str) -> np.ndarray:
     return heat
 
 
-def on_volume(heat: ProbabilityMap, trace: Inverse, volume: CTVolume, what: str) -> ProbabilityMap:
+def on_volume(heat: GridMap, trace: Inverse, volume: CTVolume, what: str) -> ProbabilityMap:
     """A map on the model's grid -> probabilities 0..1 on `volume.geometry`.
 
     Raises:

@@ -109,7 +109,7 @@ def _from_label_map(path: Path, volume: CTVolume, grid: Geometry) -> _Collected:
     labels, geometry = read_labels(path)
     require_same_field(geometry, volume, path)
     names = read_names(path) or NAME_OF
-    near = sample_nearest(labels, geometry, grid, 0)
+    near = sample_nearest(labels, geometry, grid, 0.0)
     present = [int(v) for v in np.unique(near) if v]
     masks = {names[v]: near == v for v in present if v in names}
     return _Collected(masks, near > 0, [str(v) for v in present if v not in names])
@@ -124,7 +124,7 @@ def _from_folder(folder: Path, volume: CTVolume, grid: Geometry) -> tuple[_Colle
         if name in CHANNEL_OF:
             values, geometry = read_labels(path)
             require_same_field(geometry, volume, path)
-            masks[name] = sample_nearest(values, geometry, grid, 0) > 0
+            masks[name] = sample_nearest(values, geometry, grid, 0.0) > 0
             hashes.append(sha256_of(path))
     rest = np.zeros(grid.shape, dtype=bool)
     for mask in masks.values():
