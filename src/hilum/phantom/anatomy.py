@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from hilum.phantom.anatomy_vessels import Course, courses
 from hilum.phantom.plan import PhantomPlan
 from hilum.phantom.scene import Branch, Scene
 from hilum.phantom.shapes import ellipsoid_level, splat, tube
-from hilum.phantom.trees import branch_points, grow_trees
+from hilum.phantom.trees import branch_points, grow_trees, straight
 from hilum.text.vocabulary import LOBES
 
 
@@ -113,10 +115,10 @@ def _parts(
     points, radii = branch_points([b for b in bronchi if b.generation <= 3], step)
     splat(frame, sheath, points, radii + 2.5)
     coronaries = frame.zeros()
-    for name, line in coronary_lines(build):
+    for _, line in coronary_lines(build):
         tube(frame, coronaries, line, np.linspace(2.1, 1.1, len(line)))
-        for a, b in zip(line[:-1], line[1:], strict=True):
-            branches.append(Branch(tuple(map(float, a)), tuple(map(float, b)), 1.8, 4, "", "coronary"))
+        for a, b in pairwise(line):
+            branches.append(straight(a, b, 1.8, 4, "", "coronary"))
     bones = build_bones(build, chest)
     taken = pericardium.clone()
     thyroid = frame.empty()
@@ -155,7 +157,6 @@ def _named_branches(build: Build, trunks: list[Course]) -> list[Branch]:
             continue
         generation = 0 if course.group == "aorta" and "aort" in course.name else 1
         line, radii = course.line_mm[::4], course.radii_mm[::4]
-        for i in range(len(line) - 1):
-            a, b = tuple(map(float, line[i])), tuple(map(float, line[i + 1]))
-            out.append(Branch(a, b, float(radii[i]), generation, "", kinds[course.group]))
+        for i, (a, b) in enumerate(pairwise(line)):
+            out.append(straight(a, b, radii[i], generation, "", kinds[course.group]))
     return out

@@ -11,7 +11,8 @@ from hilum.phantom.shapes import ellipsoid_level, smooth_min
 
 
 def build_abdomen(build: Build, chest: Chest, taken: Tensor) -> dict[str, Tensor]:
-    """Masks `liver`, `spleen`, `stomach`, `stomach_gas`, `kidneys`, `bowel`, `bowel_gas`, `diaphragm` on the whole grid."""
+    """Masks `liver`, `spleen`, `stomach`, `stomach_gas`, `kidneys`, `bowel`, `bowel_gas`, `diaphragm` on
+    the whole grid."""
     frame, rng = build.frame, build.rng(61)
     d = build.drop_mm
     room = chest.cavity & ~taken & (chest.abdomen_mm < -2.5) & (chest.wall_mm < -3.0)

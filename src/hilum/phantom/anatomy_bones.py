@@ -108,13 +108,13 @@ def build_bones(build: Build, chest: Chest) -> Bones:
 def _flat_tube(
     build: Build, outer: Tensor, inner: Tensor | None, line: np.ndarray, radius: float, tall: float
 ) -> None:
-    """A rib-like band: three tubes above each other. `line` is canonical."""
+    """A rib-like band: two tubes above each other. `line` is canonical."""
     frame = build.frame
     size = float(np.mean(frame.scale))
     middle = frame.to_scene(line)
-    dense, radii = resample_line(middle, np.full(len(middle), radius * size), max(0.6 * frame.h, 1.2))
-    points = np.concatenate([dense + np.array([0.0, 0.0, dz]) for dz in (-tall, 0.0, tall)])
-    radii = np.tile(radii, 3)
+    dense, radii = resample_line(middle, np.full(len(middle), radius * size), max(0.9 * frame.h, 1.2))
+    points = np.concatenate([dense + np.array([0.0, 0.0, dz]) for dz in (-0.7 * tall, 0.7 * tall)])
+    radii = np.tile(radii, 2)
     splat(frame, outer, points, radii)
     if inner is not None:
         splat(frame, inner, points, radii - 1.5)

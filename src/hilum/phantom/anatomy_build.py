@@ -1,6 +1,7 @@
 """From a patient to the numbers of a body: frame, tables of the trunk, and where the great structures run.
 
-All numbers are canonical mm: an average adult man at nearly full inspiration, carina at the origin, x to his right,
+All numbers are canonical mm: an average adult man at nearly full inspiration, carina at the origin, x to
+his right,
 y to his front, z to his head.
 """
 
@@ -13,7 +14,7 @@ import torch
 
 from hilum.geometry import Geometry
 from hilum.phantom.plan import PhantomPlan
-from hilum.phantom.shapes import Frame, Noise, smooth_line
+from hilum.phantom.shapes import Frame, Mm3, Noise, smooth_line
 
 RECESS_MM = -172.0
 """Lowest point of the lungs at the default breath."""
@@ -24,8 +25,10 @@ class Build:
     """A patient in numbers.
 
     Args:
-        frame: grid and warped coordinates. drop_mm: how far the diaphragm is below its default place (negative: expiration).
-        heart_scale: linear factor. fat_mm, muscle: as in the plan. female: sex. seed: of every further detail.
+        frame: grid and warped coordinates. drop_mm: how far the diaphragm is below its default place
+        (negative: expiration).
+        heart_scale: linear factor. fat_mm, muscle: as in the plan. female: sex. seed: of every further
+        detail.
         contrast: phase of the injection. breathing: 0..1. age_years: as in the plan.
     """
 
@@ -49,12 +52,13 @@ class Build:
         seed = int(np.random.default_rng([self.seed, 7000 + stream]).integers(2**40))
         return Noise.draw(seed, knot_mm, self.frame.device)
 
-    def low(self, z_mm: float | np.ndarray) -> np.ndarray:
-        """A canonical height, moved with the breath: nothing above the carina, everything at the diaphragm."""
+    def low(self, z_mm: int | float | np.ndarray) -> np.ndarray:
+        """A canonical height, moved with the breath: nothing above the carina, everything at the
+        diaphragm."""
         z = np.asarray(z_mm, dtype=np.float64)
-        return z - self.drop_mm * np.clip(-z / 90.0, 0.0, 1.0)
+        return np.asarray(z - self.drop_mm * np.clip(-z / 90.0, 0.0, 1.0))
 
-    def line(self, points: list[tuple[float, float, float]]) -> np.ndarray:
+    def line(self, points: list[Mm3]) -> np.ndarray:
         """A canonical polyline (moved with the breath), smoothed and brought to scene mm."""
         p = np.array(points, dtype=np.float64)
         p[:, 2] = self.low(p[:, 2])

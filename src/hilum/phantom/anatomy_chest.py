@@ -34,9 +34,11 @@ class Chest:
     """What the trunk is made of, on the whole grid.
 
     Args:
-        skin_mm: radial distance to the skin (negative inside). wall_mm: radial distance to the cavity's inner surface.
+        skin_mm: radial distance to the skin (negative inside). wall_mm: radial distance to the cavity's
+        inner surface.
         body, cavity: masks. spine_y: (1, 1, Z) canonical y of the vertebral bodies.
-        abdomen_mm: signed distance to the diaphragm (negative below it). floor: mask of cavity below the lungs' lower edge.
+        abdomen_mm: signed distance to the diaphragm (negative below it). floor: mask of cavity below the
+        lungs' lower edge.
     """
 
     skin_mm: Tensor
@@ -123,13 +125,14 @@ def _diaphragm(build: Build, wall: Tensor, above_floor: Tensor) -> Tensor:
 
 
 def mediastinal_core(build: Build, chest: Chest, core_cover: Tensor, pericardium: Tensor) -> Tensor:
-    """What pushes the lungs apart: vessels and airways (`core_cover`, grown), heart, spine and a thin midline fold."""
+    """What pushes the lungs apart: vessels and airways (`core_cover`, grown), heart, spine and a thin
+    midline fold."""
     frame = build.frame
     core = core_cover
     core[pericardium] = 1.0
-    x, y, z = frame.cx, frame.cy, frame.cz
+    x, y = frame.cx, frame.cy
     gutter = (chest.spine_y - 4.0 - y).clamp(min=0.0, max=45.0)
-    core.masked_fill_((y < chest.spine_y + 16.0) & (x.abs() < 17.0 + 0.26 * gutter), 1.0)
+    core.masked_fill_((y < chest.spine_y + 16.0) & (x.abs() < 17.0 + 0.2 * gutter), 1.0)
     box = frame.box((-40, 10, -60), (40, 90, 80))
     thymus = ellipsoid_level(frame.coords(box), (-3, 50, 14), (17, 20, 48))
     core[box] = torch.where(thymus < 0, torch.ones_like(thymus), core[box])

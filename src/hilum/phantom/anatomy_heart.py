@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hilum.phantom.anatomy_build import Build
-from hilum.phantom.shapes import Box, ellipsoid_level, smooth_line, smooth_min
+from hilum.phantom.shapes import Box, Mm3, ellipsoid_level, smooth_line, smooth_min
 
 
 @dataclass
@@ -17,7 +17,8 @@ class Heart:
     """Masks in an index box of the grid; `pericardium` holds all others.
 
     Args:
-        box: where. chambers: blood masks by name. myocardium, fat, pericardium: masks. shell: the pericardial line.
+        box: where. chambers: blood masks by name. myocardium, fat, pericardium: masks. shell: the
+        pericardial line.
         muscle_mm: signed distance to the outer surface of muscle and atria (negative inside).
     """
 
@@ -30,7 +31,7 @@ class Heart:
     muscle_mm: Tensor
 
 
-def basis(first: tuple[float, float, float], second: tuple[float, float, float]) -> np.ndarray:
+def basis(first: Mm3, second: Mm3) -> np.ndarray:
     """Right-handed axes: rows are `first`, `second` made orthogonal to it, and their cross product."""
     a = np.array(first) / np.linalg.norm(first)
     b = np.array(second) - a * np.dot(a, second)
@@ -74,7 +75,8 @@ def build_heart(build: Build) -> Heart:
 
 
 def heart_coords(build: Build, coords: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Canonical coordinates -> the heart's own (scaled about the great vessels' root, moved with the breath)."""
+    """Canonical coordinates -> the heart's own (scaled about the great vessels' root, moved with the
+    breath)."""
     s = build.heart_scale
     wide, tall = 1.0 - 0.06 * (build.breathing - 0.8), 1.0 + 0.10 * (build.breathing - 0.8)
     x0, y0, z0 = (0.0, 12.0, -30.0)
@@ -94,7 +96,8 @@ def heart_points(build: Build, points: np.ndarray) -> np.ndarray:
 
 
 def coronary_lines(build: Build) -> list[tuple[str, np.ndarray]]:
-    """Left main + anterior descending, circumflex, right coronary: scene polylines near the heart's surface."""
+    """Left main + anterior descending, circumflex, right coronary: scene polylines near the heart's
+    surface."""
     lines = {
         "left anterior descending": [
             (-6, 30, -30),

@@ -8,17 +8,19 @@ import numpy as np
 
 from hilum.phantom.anatomy_build import Build
 from hilum.phantom.anatomy_heart import heart_points
-from hilum.phantom.shapes import smooth_line
+from hilum.phantom.shapes import Mm3, smooth_line
 
-Points = list[tuple[float, float, float]]
+Points = list[Mm3]
 
 
 @dataclass(frozen=True)
 class Course:
-    """A tube: scene polyline, radius at each node (mm), what it belongs to, how much mediastinal fat surrounds it (mm).
+    """A tube: scene polyline, radius at each node (mm), what it belongs to, how much mediastinal fat
+    surrounds it (mm).
 
     Args:
-        name: readable. group: ``aorta``, ``pulmonary_artery``, ``pulmonary_vein``, ``vena_cava``, ``airway``, ``oesophagus``.
+        name: readable. group: ``aorta``, ``pulmonary_artery``, ``pulmonary_vein``, ``vena_cava``,
+        ``airway``, ``oesophagus``.
     """
 
     name: str
@@ -241,8 +243,8 @@ def courses(build: Build) -> list[Course]:
             p = share * heart_points(build, p) + (1.0 - share) * p
             line = build.frame.to_scene(_smooth(p))
         else:
-            line = build.line([tuple(row) for row in p])
-        out.append(Course(name, group, line, np.linspace(first, last, len(line)) * factor, margin))
+            line = build.line([(float(a), float(b), float(c)) for a, b, c in p])
+        out.append(Course(name, group, line, np.linspace(first, last, len(line)) * factor, float(margin)))
     for name, _, points, (first, last) in AIRWAY_TRUNKS:
         line = build.line(points)
         radii = np.linspace(first, last, len(line)) * (0.88 if build.female else 1.0)

@@ -1,6 +1,7 @@
 """A scanner looks at a scene: grid, gantry, slice thickness, kernel, breathing, table, noise, field of view.
 
-Resampling is separable: one weight matrix along x, one along y, and along z one for each row, because a tilted gantry
+Resampling is separable: one weight matrix along x, one along y, and along z one for each row, because a
+tilted gantry
 meets another z at every y. Blur, slice thickness and breathing are part of these weights.
 """
 
@@ -29,7 +30,8 @@ class Scan:
     """What the scanner wrote.
 
     Args:
-        hu: float32, whole numbers, (X, Y, Z) on `geometry`. geometry: RAS-aligned unless the gantry was tilted.
+        hu: float32, whole numbers, (X, Y, Z) on `geometry`. geometry: RAS-aligned unless the gantry was
+        tilted.
         valid: False where the field of view's padding is. scanner: as used. scene: the truth behind it.
         masks: regions and lesions already asked for.
     """
@@ -42,9 +44,11 @@ class Scan:
     masks: dict[str, MaskTensor] = field(default_factory=dict)
 
     def mask(self, name: str) -> MaskTensor:
-        """A region of the scene, or ``lesion/<slug>``, on the scan's grid: linear interpolation, at least one half.
+        """A region of the scene, or ``lesion/<slug>``, on the scan's grid: linear interpolation, at least
+        one half.
 
-        A lesion too small for that keeps the voxel nearest to its centroid; all lesions of one slug are united.
+        A lesion too small for that keeps the voxel nearest to its centroid; all lesions of one slug are
+        united.
 
         Raises:
             UsageError: no such region or lesion (`PHANTOM_REGION_UNKNOWN`).
@@ -67,7 +71,7 @@ class Scan:
                 )
         return self.masks[name]
 
-    def _resample(self, mask: MaskTensor) -> MaskTensor:
+    def _resample(self, mask: Tensor) -> Tensor:
         if not bool(mask.any()):
             return torch.zeros(self.geometry.shape, dtype=torch.bool, device=mask.device)
         return resample(mask.to(torch.float32), self.scene.grid, self.geometry) >= 0.5
@@ -99,7 +103,8 @@ def scan(
     """Looks at a scene.
 
     Args:
-        scene: the body. scanner: how; default the plan's. Its `phase` has no effect here (contrast is in the scene).
+        scene: the body. scanner: how; default the plan's. Its `phase` has no effect here (contrast is in
+        the scene).
         spacing_mm: x, y, z of the written volume; default the scanner's.
 
     Raises:
@@ -125,7 +130,8 @@ def scan(
 
 
 def scan_geometry(scene: Scene, scanner: Scanner, spacing_mm: tuple[float, float, float]) -> Geometry:
-    """The written grid: square field of view about the body's centre; slices along z, leaning by the gantry's tilt."""
+    """The written grid: square field of view about the body's centre; slices along z, leaning by the
+    gantry's tilt."""
     sx, sy, sz = spacing_mm
     body = scene.regions["body"]
     origin = scene.grid.affine_ras[:3, 3]
@@ -160,8 +166,10 @@ def resample(
     """Values of a scene's grid on a scan's grid.
 
     Args:
-        values: float (X, Y, Z) on `grid` (isotropic, axis-aligned). target: axis-aligned in x; y may lean towards z.
-        scanner: adds kernel blur, slice thickness and breathing (HU; air outside the grid). None: plain linear
+        values: float (X, Y, Z) on `grid` (isotropic, axis-aligned). target: axis-aligned in x; y may lean
+        towards z.
+        scanner: adds kernel blur, slice thickness and breathing (HU; air outside the grid). None: plain
+        linear
             interpolation (masks; zero outside).
         motion_z: height of the diaphragm, mm; breathing blur is strongest below it.
     """
@@ -195,7 +203,8 @@ def resample(
 
 
 def _hat(at: np.ndarray, count: int, width: float, device: torch.device) -> Tensor:
-    """Linear interpolation weights (..., count), a triangle at least one voxel wide, wider to keep out aliases."""
+    """Linear interpolation weights (..., count), a triangle at least one voxel wide, wider to keep out
+    aliases."""
     width = max(width, 1.0)
     p = torch.as_tensor(at, dtype=torch.float32, device=device)
     d = (p[..., None] - torch.arange(count, device=device, dtype=torch.float32)).abs()
@@ -216,7 +225,8 @@ def _weights(at: np.ndarray, count: int, width: float, sigma: float, device: tor
 def _z_weights(
     at: np.ndarray, count: int, thick: float, swing: np.ndarray | float, device: torch.device
 ) -> Tensor:
-    """Weights (rows, slices, count): averages over the slice's thickness and the breath's swing; edges repeat."""
+    """Weights (rows, slices, count): averages over the slice's thickness and the breath's swing; edges
+    repeat."""
     samples = 1 if thick <= 0 else max(3, int(np.ceil(thick)) * 2 + 1)
     spread = np.zeros(1) if samples == 1 else (np.arange(samples) + 0.5) / samples - 0.5
     breaths = np.zeros(1) if np.max(swing) <= 0 else np.array([-0.5, -0.35, 0.0, 0.35, 0.5])

@@ -1,4 +1,5 @@
-"""Quantum noise: its size, its grain by kernel, and the horizontal streaks of too few photons at the shoulders."""
+"""Quantum noise: its size, its grain by kernel, and the horizontal streaks of too few photons at the
+shoulders."""
 
 from __future__ import annotations
 
@@ -41,6 +42,17 @@ def blur_in_plane(values: Tensor, spacing_mm: tuple[float, float, float], sigma_
     return blur_axis(blur_axis(values, 0, sigma_mm / spacing_mm[0]), 1, sigma_mm / spacing_mm[1])
 
 
+def _streaks(hu: Tensor, generator: torch.Generator, length_vox: float) -> Tensor:
+    """Unit noise that is long along x: drawn on few knots, interpolated between them."""
+    nx, ny, nz = hu.shape
+    knots = int(nx / length_vox) + 2
+    coarse = torch.randn((knots, ny * nz), generator=generator).to(hu.device)
+    at = torch.arange(nx, device=hu.device, dtype=torch.float32)[:, None] / length_vox
+    weights = (1.0 - (at - torch.arange(knots, device=hu.device)).abs()).clamp(min=0.0)
+    weights = weights / weights.square().sum(1, keepdim=True).sqrt()
+    return torch.matmul(weights, coarse).reshape(nx, ny, nz)
+
+
 def add_noise(hu: Tensor, geometry: Geometry, scanner: Scanner) -> Tensor:
     """HU with noise; unchanged where `noise_hu` is 0. Deterministic by `scanner.seed`."""
     if scanner.noise_hu <= 0:
@@ -58,9 +70,8 @@ def add_noise(hu: Tensor, geometry: Geometry, scanner: Scanner) -> Tensor:
     path = ((hu + 1000.0).clamp(0, 2200).sum(0) * (sx / 1000.0))[None]
     path = blur_axis(path, 1, 6.0 / sy)
     level = torch.exp((path - 260.0) / 420.0).clamp(0.45, 2.6)
-    streak = blur_axis(white.flip(0), 0, 14.0 / sx)
-    streak = streak / streak.std()
+    streak = _streaks(hu, generator, 14.0 / sx)
     amount = scanner.noise_hu * KERNEL_NOISE[scanner.kernel]
     starved = ((path - 330.0) / 160.0).clamp(0.0, 1.2)
     inside = torch.where(hu > -950, 1.0, 0.55)
-    return hu + amount * inside * (level * noise + starved * streak)
+    return hu + (noise.mul_(level) + streak.mul_(starved)).mul_(inside).mul_(amount)

@@ -1,7 +1,10 @@
-"""Shapes on a warped grid: coordinates, smooth noise, ellipsoids, profiles, and tubes splatted along polylines.
+"""Shapes on a warped grid: coordinates, smooth noise, ellipsoids, profiles, and tubes splatted along
+polylines.
 
-Organs are written in *canonical* mm (an average adult, carina at the origin, RAS+) and evaluated on coordinates that
-were warped once per patient; tubes are mapped the other way and drawn on the straight grid. Both use cubic B-spline
+Organs are written in *canonical* mm (an average adult, carina at the origin, RAS+) and evaluated on
+coordinates that
+were warped once per patient; tubes are mapped the other way and drawn on the straight grid. Both use cubic
+B-spline
 noise on a lattice fixed in mm, so that the anatomy of a seed does not depend on the voxel size.
 """
 
@@ -18,6 +21,8 @@ from torch import Tensor
 from hilum.geometry import Geometry
 
 Box = tuple[slice, slice, slice]
+Number = int | float
+Mm3 = tuple[Number, Number, Number]
 LATTICE_MM = 340.0
 """Noise is defined on the cube of this half-edge around the carina."""
 _SPLAT_CHUNK = 2_000_000
@@ -55,7 +60,8 @@ class Noise:
         return cls((lattice / 0.479**1.5).to(device), knot_mm)
 
     def on_axes(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        """Values on the grid spanned by three axes (mm, any shape with one long dimension), shape (X, Y, Z)."""
+        """Values on the grid spanned by three axes (mm, any shape with one long dimension), shape (X, Y,
+        Z)."""
         wx, wy, wz = (spline_weights(axis.reshape(-1), self.knot_mm) for axis in (x, y, z))
         out = torch.tensordot(wz, self.lattice, dims=([1], [2]))
         out = torch.tensordot(wy, out, dims=([1], [2]))
@@ -69,7 +75,8 @@ class Frame:
 
     Args:
         grid: isotropic RAS+ grid. device: where tensors live. scale: scene mm per canonical mm along x, y, z.
-        rotation_rad: turn about z. bend_mm: forward bend of the trunk. warp: three noise fields. warp_mm: their amplitude.
+        rotation_rad: turn about z. bend_mm: forward bend of the trunk. warp: three noise fields. warp_mm:
+        their amplitude.
     """
 
     grid: Geometry
@@ -129,7 +136,7 @@ class Frame:
             p = np.stack([c * u[:, 0] - s * u[:, 1], s * u[:, 0] + c * u[:, 1], u[:, 2]], 1)
         return p
 
-    def box(self, lo: tuple[float, float, float], hi: tuple[float, float, float]) -> Box:
+    def box(self, lo: Mm3, hi: Mm3) -> Box:
         """Index box that surely holds a canonical box (mm)."""
         corners = np.array(
             [[a, b, c] for a in (lo[0], hi[0]) for b in (lo[1], hi[1]) for c in (lo[2], hi[2])]
@@ -163,8 +170,8 @@ class Frame:
 
 def ellipsoid_level(
     coords: tuple[Tensor, Tensor, Tensor],
-    centre: tuple[float, float, float],
-    radii: tuple[float, float, float],
+    centre: Mm3,
+    radii: Mm3,
     axes: np.ndarray | None = None,
 ) -> Tensor:
     """Signed distance in mm (approximate, radial, negative inside) to an ellipsoid.
@@ -172,25 +179,32 @@ def ellipsoid_level(
     Args:
         coords: canonical coordinates. centre, radii: mm. axes: (3, 3) rows are the ellipsoid's own axes.
     """
-    d = [c - m for c, m in zip(coords, centre, strict=True)]
-    if axes is not None:
-        d = [d[0] * float(r[0]) + d[1] * float(r[1]) + d[2] * float(r[2]) for r in axes]
-    q = (d[0] / radii[0]) ** 2 + (d[1] / radii[1]) ** 2 + (d[2] / radii[2]) ** 2
-    return (q.sqrt() - 1.0) * float(min(radii))
+    if axes is None:
+        terms = [(c - m).mul_(1.0 / r) for c, m, r in zip(coords, centre, radii, strict=True)]
+    else:
+        terms = []
+        for row in axes / np.array(radii)[:, None]:
+            t = coords[0] * float(row[0])
+            t.add_(coords[1], alpha=float(row[1])).add_(coords[2], alpha=float(row[2]))
+            terms.append(t.sub_(float(np.dot(row, centre))))
+    q = terms[0].square_().addcmul_(terms[1], terms[1]).addcmul_(terms[2], terms[2])
+    return q.sqrt_().sub_(1.0).mul_(float(min(radii)))
 
 
 def squircle_level(u: Tensor, v: Tensor, half_u: Tensor, half_v: Tensor, square: Tensor) -> Tensor:
-    """Radial distance in mm to a rounded rectangle with half-axes (mm); `square` 0 ellipse, 1 nearly a box."""
-    a, b = (u / half_u) ** 2, (v / half_v) ** 2
+    """Radial distance in mm to a rounded rectangle with half-axes (mm); `square` 0 ellipse, 1 nearly a
+    box."""
+    a, b = (u / half_u).square_(), (v / half_v).square_()
     q = (a + b).clamp_(min=1e-6)
-    rho = (q - square * a * b / q).sqrt_().clamp_(min=1e-3)
-    return (u * u + v * v).sqrt_() * (1.0 - 1.0 / rho)
+    rho = (q - a.mul_(b).mul_(square).div_(q)).sqrt_().clamp_(min=1e-3)
+    return (u * u).addcmul_(v, v).sqrt_().mul_(rho.reciprocal_().neg_().add_(1.0))
 
 
 def smooth_min(a: Tensor, b: Tensor, blend_mm: float) -> Tensor:
     """Union of two signed distances with a fillet of about `blend_mm`."""
-    h = (0.5 + 0.5 * (b - a) / blend_mm).clamp_(0.0, 1.0)
-    return b + (a - b) * h - blend_mm * h * (1.0 - h)
+    h = (b - a).mul_(0.5 / blend_mm).add_(0.5).clamp_(0.0, 1.0)
+    out = torch.lerp(b, a, h)
+    return out.sub_(h.mul_(1.0 - h).mul_(blend_mm))
 
 
 def resample_line(

@@ -1,7 +1,9 @@
 """Trees that fill the lobes: bronchi, arteries beside them, veins between them.
 
-A lobe is a cloud of points. Each branch heads for the centre of the points it has to serve, stops part-way, splits the
-cloud in two across its widest direction, and so on (volume-dividing growth: Kitaoka et al. 1999; Tawhai et al. 2004).
+A lobe is a cloud of points. Each branch heads for the centre of the points it has to serve, stops
+part-way, splits the
+cloud in two across its widest direction, and so on (volume-dividing growth: Kitaoka et al. 1999; Tawhai et
+al. 2004).
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def cloud(
 
 @dataclass
 class Level:
-    """All branches of one generation: starts and ends (M, 3), radii at both ends (M,), and the index of their first ancestor."""
+    """One generation: starts and ends (M, 3), radii at both ends (M,), and the index of the tree of each."""
 
     start: np.ndarray
     end: np.ndarray
@@ -89,7 +91,7 @@ def grow(
     rng: np.random.Generator,
     last: int = LAST_GENERATION,
 ) -> list[Level]:
-    """Serves each cloud from its root, one generation after another, all trees at once (from generation 3 on)."""
+    """Serves each cloud from its root, generation by generation from 3 on, all trees at once."""
     points = np.concatenate(clouds)
     owner = np.repeat(np.arange(len(clouds)), [len(c) for c in clouds])
     root, radius, origin = roots.copy(), radii_mm.copy(), np.arange(len(roots))
@@ -127,7 +129,7 @@ def _sums(values: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
 def _split(
     points: np.ndarray, owner: np.ndarray, centre: np.ndarray, count: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """0 or 1 for each point: which half of its node's cloud, cut across the widest direction near the middle."""
+    """0 or 1 for each point: its half of the node's cloud, cut across the widest direction."""
     spread = points - centre[owner]
     scatter = _sums(spread[:, :, None] * spread[:, None, :], owner, len(centre)).reshape(-1, 3, 3)
     axis = np.linalg.eigh(scatter)[1][:, :, -1]
@@ -176,13 +178,13 @@ def grow_trees(build: Build, lobes: dict[str, MaskTensor], trunks: list[Course])
         return out
     share = np.array(shares) ** 0.4
     tips = np.stack([by_name[_HILUM[n]].line_mm[-1] for n in names])
-    _pairs(out, grow(tips, parts, 5.6 * share, rng), names, rng, 0.92 if build.female else 1.0)
+    _pairs(out, grow(tips, parts, 6.3 * share, rng), names, rng, 0.92 if build.female else 1.0)
     ostia = np.stack([by_name[_VEIN[n]].line_mm[-1] for n in names])
     moved = [p + rng.normal(0.0, 3.0, p.shape) for p in parts]
-    for level in grow(ostia, moved, 5.2 * share, rng):
+    for level in grow(ostia, moved, 5.9 * share, rng):
         radii = np.maximum(0.5 * (level.first_mm + level.last_mm), THINNEST_MM)
         for a, b, r, o in zip(level.start, level.end, radii, level.origin, strict=True):
-            out.append(_branch(a, b, r, level.generation, names[o], "vein"))
+            out.append(straight(a, b, r, level.generation, names[o], "vein"))
     return out
 
 
@@ -203,12 +205,13 @@ def _pairs(
         for i, o in enumerate(level.origin):
             a, b = level.start[i], level.end[i]
             if lumen[i] > 0.45:
-                out.append(_branch(a, b, lumen[i], level.generation, names[o], "airway"))
+                out.append(straight(a, b, lumen[i], level.generation, names[o], "airway"))
             r = max(radii[i], THINNEST_MM)
-            out.append(_branch(a + shift[i], b + shift[i], r, level.generation, names[o], "artery"))
+            out.append(straight(a + shift[i], b + shift[i], r, level.generation, names[o], "artery"))
 
 
-def _branch(a: np.ndarray, b: np.ndarray, r: float, generation: int, lobe: str, kind: str) -> Branch:
+def straight(a: np.ndarray, b: np.ndarray, r: float, generation: int, lobe: str, kind: str) -> Branch:
+    """A `Branch` from arrays."""
     start, end = (float(a[0]), float(a[1]), float(a[2])), (float(b[0]), float(b[1]), float(b[2]))
     return Branch(start, end, float(r), generation, lobe, kind)
 
@@ -217,7 +220,7 @@ def _polyline(
     out: list[Branch], line: np.ndarray, radii: np.ndarray, generation: int, lobe: str, kind: str
 ) -> None:
     for i in range(len(line) - 1):
-        out.append(_branch(line[i], line[i + 1], 0.5 * (radii[i] + radii[i + 1]), generation, lobe, kind))
+        out.append(straight(line[i], line[i + 1], 0.5 * (radii[i] + radii[i + 1]), generation, lobe, kind))
 
 
 def branch_points(branches: list[Branch], step_mm: float) -> tuple[np.ndarray, np.ndarray]:
