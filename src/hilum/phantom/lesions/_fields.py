@@ -212,7 +212,7 @@ def cells(points_mm: Tensor, cell_mm: float, dice: Dice) -> tuple[Tensor, Tensor
         points_mm: (N, 3).
 
     Returns:
-        mm from each point to the nearest cell border (N,), and a uniform random number of its cell (N,).
+        mm from each point to the border with the second nearest site, and a uniform number of its cell: (N,) each.
     """
     low = points_mm.amin(0) - 2 * cell_mm
     at = ((points_mm - low) / cell_mm).T.contiguous()

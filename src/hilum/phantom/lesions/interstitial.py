@@ -191,21 +191,21 @@ def insert_fibrotic_sequela(scene: Scene, generator: torch.Generator, degree: De
 
 def _scar(scene: Scene, dice: Dice, mask: Tensor, centre: tuple[float, float, float], degree: Degree) -> None:
     """A star of bands that run from the pleura inward, a plump core, some calcified dots."""
-    core = {"mild": (5.0, 7.5), "moderate": (8.0, 12.0), "severe": (10.0, 16.0)}[degree]
+    core = {"mild": (3.5, 5.0), "moderate": (5.5, 8.0), "severe": (8.0, 13.0)}[degree]
     bands = {"mild": (3, 4), "moderate": (5, 7), "severe": (7, 9)}[degree]
     middle, radius = torch.tensor(centre), dice.uniform(*core)
     inward = F.normalize(torch.tensor([30.0 if centre[0] > 0 else -30.0, 0.0, 0.0]) - middle, dim=0)
     paths, radii = [], []
     for _ in range(dice.integer(*bands)):
         ray = F.normalize(dice.direction() + 0.7 * inward, dim=0)
-        end = middle + ray * dice.uniform(1.8, 3.2) * max(radius, 7.0)
+        end = middle + ray * dice.uniform(1.8, 3.2) * max(radius, 9.0)
         bend = (middle + end) / 2 + dice.normal(3) * 2.0
         path = beads((centre, bend.tolist(), end.tolist()), scene.work_mm * 0.5)
         paths.append(path)
-        radii.append(torch.linspace(2.3, 1.1, len(path)))
+        radii.append(torch.linspace(2.8, 1.5, len(path)))
     alpha = balls(scene, torch.cat(paths), torch.cat(radii))
     window = window_at(scene, centre, radius * 5.0 + 20.0)
-    field = window.distance(centre, [dice.uniform(0.7, 1.3) for _ in range(3)]) / radius + 0.22 * noise(
+    field = window.distance(centre, [dice.uniform(0.5, 1.6) for _ in range(3)]) / radius + 0.22 * noise(
         window, 8.0, dice
     )
     lung = window.of(scene.regions["lung"]) & ~window.of(scene.regions["airway_lumen"])
