@@ -212,7 +212,7 @@ def cells(points_mm: Tensor, cell_mm: float, dice: Dice) -> tuple[Tensor, Tensor
         points_mm: (N, 3).
 
     Returns:
-        mm from each point to the border with the second nearest site, and a uniform number of its cell: (N,) each.
+        mm from each point to its border with the second nearest (N,), and its cell's random number (N,).
     """
     low = points_mm.amin(0) - 2 * cell_mm
     at = ((points_mm - low) / cell_mm).T.contiguous()
