@@ -57,8 +57,7 @@ A22 UID_AS_PATH note File names come from our own hash, never from data.
 B01 AFFINE_NAN refuse An affine is finite.
 B02 AFFINE_SINGULAR refuse An affine can be inverted.
 B03 AFFINE_DISAGREE ask Sform and qform put the voxels in the same place, within 0.1 mm at every corner.
-B04 AFFINE_SHEAR ask Axes stand at right angles; rounding is repaired, a real shear is resampled only when
-asked.
+B04 AFFINE_SHEAR ask Axes stand at right angles; rounding is repaired, a real shear resampled when asked.
 B05 ORIENTATION_UNKNOWN ask A file says where left, front and head are.
 B06 UNITS_NOT_MM note Metres and microns are converted to mm.
 B07 SCL_ZERO note Slope 0 means unscaled.
@@ -79,7 +78,7 @@ C03 SLICE_DUPLICATE repair Exact twins of a slice are dropped.
 C04 PHASES_MIXED ask One volume is one acquisition.
 C05 LOCALIZER note Scouts are left out by image type and orientation.
 C06 SERIES_MANY ask One volume is one series.
-C07 SPACING_IRREGULAR ask Slices lie at equal distances; otherwise they are regridded only when asked.
+C07 SPACING_IRREGULAR ask Slices lie at equal distances; otherwise they are regridded when asked.
 C08 POSITION_CONSTANT refuse Slices lie at different places.
 C09 ORDER note Slices are sorted by position along the normal and by nothing else.
 C10 THICKNESS_TRAP note The distance of slices comes from positions, never from a thickness tag.
@@ -154,6 +153,24 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + NPZ_LAYOUT refuse An NPZ holds hu or ct, and affine or spacing_mm with orientation.
 + ANSWER_INVALID refuse An answer to a question is one of its choices.
 + OUTPUT_UNWRITABLE refuse The output folder exists and can be written.
++ OUTPUT_INSIDE_INPUT refuse Nothing is written below an input.
++ OPTION_UNKNOWN refuse An option has one of its known values.
++ SPACING_INVALID refuse A voxel size is a positive number of mm.
++ FETCH_FAILED refuse A public file arrives whole, with its pinned hash.
++ CODEC_FAILED refuse Slices can be encoded in the transfer syntax asked for.
++ PRESET_UNKNOWN refuse A preset is one that ships.
++ MODEL_UNKNOWN refuse A model is one that ships, or a folder that holds one.
++ MODEL_OUTPUT refuse A model gives what its contract says.
++ LABEL_NAMES refuse A label file names the structures that are looked for.
++ LABEL_VALUES refuse A label file holds known values on the grid of the scan.
++ ORGANS_EMPTY refuse A file of organ masks holds at least one organ.
++ MASK_MISSING refuse A mask that the work needs is given.
++ NO_MATERIAL refuse A reading that is saved still holds what its files are made from.
++ CONFIG_FILE refuse A recipe is a file that can be read.
++ CONFIG_VALUE refuse A recipe's value has its type and range.
++ LOSS_NONFINITE refuse A loss is finite, or the run stops.
++ PHANTOM_REGION_UNKNOWN refuse A phantom mask is one of its regions or lesions.
++ PHANTOM_SCANNER_BAD refuse A phantom scanner has positive spacing, dose and field of view.
 + INTERNAL refuse Whatever happens, an error has a code; this one is a fault of Hilum.
 """
 

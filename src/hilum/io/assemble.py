@@ -94,7 +94,16 @@ def rectify(
     affine[:3, :3], affine[:3, 3] = matrix * steps, matrix @ low
     straight = Geometry(shape, affine, geometry.frame_uid)
     to_source = np.linalg.inv(geometry.affine_ras) @ affine
+    # grid-constant fades over one voxel at the rim; plain constant would drop a whole face that rounding puts
+    # at index -1e-15.
     moved = ndimage.affine_transform(
-        hu, to_source[:3, :3], to_source[:3, 3], output_shape=shape, order=1, cval=OUTSIDE_HU, prefilter=False
+        hu,
+        to_source[:3, :3],
+        to_source[:3, 3],
+        output_shape=shape,
+        order=1,
+        mode="grid-constant",
+        cval=OUTSIDE_HU,
+        prefilter=False,
     )
     return np.asarray(moved, dtype=np.float32), straight

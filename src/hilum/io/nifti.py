@@ -29,7 +29,7 @@ from hilum.io.voxels import read_voxels
 from hilum.types import AffineRas, VolumeHU
 from hilum.volume import CTVolume, Finding, Level
 
-SAME_PLACE_MM, ROUNDING_MM = 0.1, 1e-3
+SAME_PLACE_MM, ROUNDING_MM = 0.1, 0.01
 
 
 def read_nifti(
@@ -143,7 +143,7 @@ def _place(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:
             return geometry_of(held[name], header.shape, where)
     chosen = answers.affine if answers.affine in good else good[0]
     if len(good) == 2:
-        docket.add(_agreement(held["sform"], held["qform"], header.shape, answers))
+        docket.add(_agreement(held["sform"], held["qform"], header, answers))
     elif "sform" in good and not broken:
         docket.add(_agreement_of_sizes(held["sform"], header))
     return geometry_of(held[chosen], header.shape, where)
@@ -175,11 +175,10 @@ def _assumed(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:
     return geometry_of(affine, header.shape, docket.path or "")
 
 
-def _agreement(
-    sform: AffineRas, qform: AffineRas, shape: tuple[int, int, int], answers: Answers
-) -> Finding | None:
-    apart = corner_distance_mm(sform, qform, shape)
-    if apart <= ROUNDING_MM:
+def _agreement(sform: AffineRas, qform: AffineRas, header: NiftiHeader, answers: Answers) -> Finding | None:
+    apart = corner_distance_mm(sform, qform, header.shape)
+    diagonal_mm = float(np.linalg.norm(sform[:3, :3] @ np.asarray(header.shape, dtype=np.float64)))
+    if apart <= ROUNDING_MM + header.qform_slack_rad * diagonal_mm:
         return None
     settled = apart <= SAME_PLACE_MM or answers.affine is not None
     return Finding(

@@ -42,6 +42,8 @@ NAMES = {
     1792: "complex128",
     2304: "RGBA",
 }
+FORM_CODES = range(6)
+"""Unknown, scanner, aligned, Talairach, MNI, other template."""
 UNITS_MM = {1: 1000.0, 2: 1.0, 3: 0.001}
 """xyzt_units code -> mm."""
 
@@ -61,6 +63,7 @@ class NiftiHeader:
         voxel_size: pixdim 1-3 in the header's unit.
         sform, qform: affines in the header's unit, None where their code is 0 or they cannot be computed.
         sform_code, qform_code: as stored.
+        qform_slack_rad: how far float32 rounding alone can turn the qform.
         pair: True for `.hdr`/`.img`.
     """
 
@@ -77,6 +80,7 @@ class NiftiHeader:
     qform: AffineRas | None
     sform_code: int
     qform_code: int
+    qform_slack_rad: float
     pair: bool
 
     @property
@@ -125,6 +129,7 @@ def parse_header(block: bytes, docket: Docket, answers: Answers, limits: Limits)
                 "SPACING_ZERO", Level.REFUSE, "voxel sizes are positive", "pixdim 1-3 > 0", str(size.tolist())
             )
         )
+    _check_codes(raw, docket.path)
     slope, intercept = _scaling(raw, docket)
     return NiftiHeader(
         shape=shape,
@@ -140,6 +145,7 @@ def parse_header(block: bytes, docket: Docket, answers: Answers, limits: Limits)
         qform=_qform(raw),
         sform_code=int(raw["sform_code"]),
         qform_code=int(raw["qform_code"]),
+        qform_slack_rad=_quaternion_slack_rad(raw),
         pair=pair,
     )
 
@@ -286,11 +292,35 @@ def _unit(raw: Nifti1Header, docket: Docket) -> float:
     return unit
 
 
+def _check_codes(raw: Nifti1Header, path: str | None) -> None:
+    codes = {name: int(raw[name]) for name in ("sform_code", "qform_code")}
+    if any(code not in FORM_CODES for code in codes.values()):
+        raise HeaderError(
+            "ORIENTATION_UNKNOWN", "form codes are those of NIfTI", expected="0 to 5", got=codes, path=path
+        )
+
+
 def _sform(raw: Nifti1Header) -> AffineRas | None:
     if int(raw["sform_code"]) <= 0:
         return None
     rows = [np.asarray(raw[name], dtype=np.float64) for name in ("srow_x", "srow_y", "srow_z")]
     return np.vstack([*rows, [0.0, 0.0, 0.0, 1.0]])
+
+
+def _quaternion_slack_rad(raw: Nifti1Header) -> float:
+    """Rotation that rounding of the stored quaternion leaves open.
+
+    Its first part is not stored but computed as sqrt(1 - b2 - c2 - d2). Near a half turn, where it is about
+    0, an error of 1e-7 in the sum becomes one of 3e-4 in the angle.
+    """
+    parts = [float(raw[name]) for name in ("quatern_b", "quatern_c", "quatern_d")]
+    squared = max(1.0 - sum(p * p for p in parts), 0.0)
+    if not math.isfinite(squared):
+        return 0.0
+    rounding = 4.0 * float(np.finfo(raw["quatern_b"].dtype).eps)
+    sums = (squared, squared + rounding, max(squared - rounding, 0.0))
+    stored, most, least = (math.sqrt(s) for s in sums)
+    return 2.0 * max(most - stored, stored - least)
 
 
 def _qform(raw: Nifti1Header) -> AffineRas | None:
