@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -118,9 +119,8 @@ def test_policy_allows_exactly_this_style_and_script(page: Page) -> None:
 
 
 def test_strings_never_become_markup(text: str, page: Page) -> None:
-    assert "<script>alert" not in text and "onerror=alert" not in text.replace("&#34;", "")[:0] + "".join(
-        str(attrs) for _, attrs in page.tags
-    )
+    assert "<script>alert" not in text and "<img src=x" not in text
+    assert not any(attrs.get("src") == "x" for attrs in page.all("img"))
     assert len(page.all("script")) == 2 and len(page.all("style")) == 1
     assert "{{7*7}}" in text and "49</" not in text
     assert "&lt;script&gt;alert(1)" in text
@@ -138,10 +138,8 @@ def test_only_known_facts_leave(folder: Path) -> None:
 def test_pictures_decode_and_match(page: Page) -> None:
     data = data_of(page)
     assert len(data["grey"]["lung"]) == len(data["grey"]["soft"]) == len(data["slices"])
-    uri = data["grey"]["lung"][0]
-    raw = base64.b64decode(uri.split(",")[1])
-    (folder_size,) = {Image.open(__import__("io").BytesIO(raw)).size}
-    assert folder_size == (96, round(96 * 64 / 84))
+    raw = base64.b64decode(data["grey"]["lung"][0].split(",")[1])
+    assert Image.open(io.BytesIO(raw)).size == (96, round(96 * 64 / 84))
     heat = data["spots"]["lung_nodule"]["heat"]
     k = str(data["spots"]["lung_nodule"]["k"])
     assert k in heat["axial"] and heat["coronal"] and heat["sagittal"]
@@ -166,7 +164,8 @@ def test_cross_lies_on_the_nodule() -> None:
 
 def test_windows_are_black_and_white_at_their_ends() -> None:
     assert LUNG.grey(np.array([-1350.0, -600.0, 150.0])).tolist() == [0, 128, 255]
-    assert SOFT.grey(np.array([-160.0, 40.0, 240.0, 3000.0])).tolist() == [0, 128, 255, 255]
+    low, middle, high, bone = SOFT.grey(np.array([-160.0, 40.0, 240.0, 3000.0])).tolist()
+    assert (low, high, bone) == (0, 255, 255) and middle in (127, 128)
 
 
 def test_heat_starts_at_its_threshold() -> None:
