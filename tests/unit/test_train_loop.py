@@ -1,0 +1,128 @@
+"""The loop: it learns, it is deterministic, it resumes bit for bit, it stops on a bad loss."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from hilum.cohort.prep import Prep
+from hilum.errors import RunError, UsageError, WeightsError
+from hilum.model.preset import Preset
+from hilum.model.ynet import YNetConfig
+from hilum.train.loop import learning_rate, pick, train
+from hilum.train.recipe import OptimRecipe, Recipe, load_recipe
+
+NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
+PRESET = Preset("tiny", "ynet", NET, Prep(), (0.5,) * 18)
+
+
+def recipe(steps: int, **changes) -> Recipe:
+    base = {"name": "tiny", "method": "exact_small", "preset": "tiny", "threads": 1, "checkpoint_every": 2}
+    return Recipe.model_validate(base | {"optim": {"steps": steps, "warmup": 2, "ema": 0.5}} | changes)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for i in range(3):
+        organs = torch.zeros((32, 32, 32), dtype=torch.uint8)
+        organs[6:26, 6:26, 6:26] = 127
+        scan = torch.full((32, 32, 32), -900, dtype=torch.int16)
+        scan[organs > 0] = 40
+        labels = torch.zeros(18)
+        labels[i] = 1.0
+        scan += (torch.randn(scan.shape, generator=generator) * 20).to(torch.int16)
+        path = folder / f"{i}.safetensors"
+        save_file(
+            {"scan": scan, "organs": organs, "labels": labels},
+            path,
+            metadata={"affine_ras": str(np.diag([4.0, 4, 4, 1]).tolist()), "degrees": "{}"},
+        )
+        paths.append(path)
+    return paths
+
+
+def run(tmp_path, files, steps, name, stop=None, **changes):
+    out = tmp_path / name
+    out.mkdir(exist_ok=True)
+    seen = []
+
+    def report(progress):
+        seen.append(progress.losses)
+        if stop is not None and progress.step + 1 == stop:
+            raise KeyboardInterrupt
+
+    network = train(recipe(steps, **changes), PRESET, files, out, report=report)
+    return network.state_dict(), seen
+
+
+def test_same_seed_same_bits_and_another_seed_differs(tmp_path, files):
+    a, _ = run(tmp_path, files, 3, "a")
+    b, _ = run(tmp_path, files, 3, "b")
+    c, _ = run(tmp_path, files, 3, "c", seed=1)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+
+
+def test_a_run_cut_after_its_checkpoint_goes_on_bit_for_bit(tmp_path, files):
+    whole, losses = run(tmp_path, files, 5, "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, files, 5, "cut", stop=3)
+    resumed, later = run(tmp_path, files, 5, "cut")
+    # the checkpoint was written after step 2; steps 2 to 4 run again
+    assert later == losses[2:]
+    assert all(torch.equal(whole[k], resumed[k]) for k in whole)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, files):
+    run(tmp_path, files, 2, "x")
+    with pytest.raises(WeightsError, match="RESUME_CHANGED"):
+        run(tmp_path, files, 3, "x")
+
+
+def test_the_organ_loss_falls(tmp_path, files):
+    _, seen = run(tmp_path, files, 40, "learn", optim={"steps": 40, "lr": 0.02, "warmup": 2})
+    weight = np.array([s["organs"] for s in seen])
+    # the weight decays from 2 to 0.5 too, so the fall must be larger than that
+    assert weight[-1] < weight[0] / 4 * 0.7
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_scan(tmp_path, files):
+    bad = dataclasses.replace(PRESET, net=dataclasses.replace(NET, windows_hu=((0.0, 0.0),) * 3))
+    with pytest.raises(RunError, match="LOSS_NONFINITE"):
+        train(recipe(2), bad, files, tmp_path)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_every_sample_is_seen_once_an_epoch():
+    assert sorted(pick(step, 7, 3) for step in range(7)) == list(range(7))
+    assert [pick(s, 7, 3) for s in range(7)] != [pick(s + 7, 7, 3) for s in range(7)]
+
+
+def test_learning_rate_warms_up_and_falls():
+    optim = OptimRecipe(steps=100, lr=1.0, warmup=10)
+    rates = [learning_rate(s, optim) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] < 0.02
+
+
+def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('name = "x"\nmethod = "cam"\npreset = "p"\n[optim]\nstepps = 3\n')
+    with pytest.raises(UsageError, match="steps"):
+        load_recipe(path)
+
+
+def test_overrides_reach_nested_keys(tmp_path):
+    path = tmp_path / "r.toml"
+    path.write_text('name = "x"\nmethod = "cam"\npreset = "p"\n')
+    assert load_recipe(path, ("optim.steps=7", "device=cpu")).optim.steps == 7
+    with pytest.raises(UsageError, match="CONFIG_VALUE"):
+        load_recipe(path, ("optim.steps=-1",))
+    with pytest.raises(UsageError, match="key=value"):
+        load_recipe(path, ("optim.steps",))
