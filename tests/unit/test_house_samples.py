@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hilum.errors import HeaderError, UsageError
-from hilum.exam.samples import dice, examine_samples, peak_distance_mm, score_sample
+from hilum.exam.samples import as_text, dice, examine_samples, peak_distance_mm, score_sample
 from hilum.geometry import Geometry
 from hilum.io.fetch import is_cached
 from hilum.read.sample_truth import contour_mask, label_masks
@@ -157,6 +157,7 @@ def test_scores_say_what_they_found_whatever_it_is() -> None:
     assert rows[0].sentence() == "Dice lung 1.000"
     assert "mm from the nodule (probability 0.25)" in rows[1].sentence()
     assert rows[1].as_dict()["truth"] == "test"
+    assert as_text(rows).splitlines()[:2] == ["x", "  Dice lung 1.000   [against: test]"]
 
 
 class _Oracle:

@@ -100,6 +100,18 @@ def examine_samples(
     return rows
 
 
+def as_text(scores: Iterable[SampleScore]) -> str:
+    """The rows in words, one sample after the other."""
+    lines: list[str] = []
+    shown = ""
+    for score in scores:
+        if score.sample != shown:
+            lines.append(SAMPLES[score.sample].title if score.sample in SAMPLES else score.sample)
+            shown = score.sample
+        lines.append(f"  {score.sentence()}   [against: {score.truth}]")
+    return "\n".join(lines)
+
+
 def score_sample(
     slug: str,
     truth: Mapping[str, MaskVolume],
