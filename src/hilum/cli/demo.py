@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hilum.types import MaskVolume
     from hilum.volume import CTVolume
 
-PHANTOM_SEED = 20_260_001
+PHANTOM_SEED = 77_000_001
 """Of the offline phantom; far from the seeds that training and exams use."""
 PHANTOM_FINDINGS = ("lung_nodule", "pleural_effusion", "coronary_calcification")
 
