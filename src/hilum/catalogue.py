@@ -155,17 +155,17 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + OUTPUT_UNWRITABLE refuse The output folder exists and can be written.
 + OUTPUT_INSIDE_INPUT refuse Nothing is written below an input.
 + OPTION_UNKNOWN refuse An option has one of its known values.
-+ SPACING_INVALID refuse A voxel size is a positive number of mm.
++ SPACING_INVALID refuse A voxel size lies in a range that a chest CT has.
 + FETCH_FAILED refuse A public file arrives whole, with its pinned hash.
 + CODEC_FAILED refuse Slices can be encoded in the transfer syntax asked for.
 + PRESET_UNKNOWN refuse A preset is one that ships.
 + MODEL_UNKNOWN refuse A model is one that ships, or a folder that holds one.
 + MODEL_OUTPUT refuse A model gives what its contract says.
-+ LABEL_NAMES refuse A label file names the structures that are looked for.
-+ LABEL_VALUES refuse A label file holds known values on the grid of the scan.
-+ ORGANS_EMPTY refuse A file of organ masks holds at least one organ.
++ LABEL_NAMES refuse Label names are a table of number to name.
++ LABEL_VALUES refuse Labels are whole numbers.
++ ORGANS_EMPTY refuse An organ file holds organs of the chest.
 + MASK_MISSING refuse A mask that the work needs is given.
-+ NO_MATERIAL refuse A reading that is saved still holds what its files are made from.
++ NO_MATERIAL refuse Only a fresh reading can be saved.
 + CONFIG_FILE refuse A recipe is a file that can be read.
 + CONFIG_VALUE refuse A recipe's value has its type and range.
 + LOSS_NONFINITE refuse A loss is finite, or the run stops.

@@ -69,7 +69,7 @@ def input_options(command: CallT) -> CallT:
     decorated: Any = call
     for flags, settings in reversed(INPUT_OPTIONS):
         decorated = click.option(*flags, **settings)(decorated)
-    return decorated  # type: ignore[no-any-return]
+    return decorated
 
 
 def json_option(command: CallT) -> CallT:

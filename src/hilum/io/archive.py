@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from hilum.errors import ContainerError
 from hilum.io.limits import Limits
@@ -69,7 +69,7 @@ class Member:
                 head = stream.read(8)
                 _refuse_nested(head, self.label)
                 stream.seek(0)
-                yield stream
+                yield cast("io.BufferedIOBase", stream)
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise _damaged(self.label, str(error)) from error
 

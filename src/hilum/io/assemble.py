@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float32
-from scipy import ndimage
 
 from hilum.errors import HeaderError
 from hilum.geometry import Geometry, axis_map
@@ -78,6 +77,9 @@ def rectify(
     The first axis keeps its direction, the plane of the first two too (they are the image plane of a tilted
     gantry); the third becomes their normal. Spacing along it is the true distance between planes.
     """
+    # Not at the top: it takes a second to import and few inputs need it.
+    from scipy import ndimage
+
     first, second, third = geometry.affine_ras[:3, :3].T
     x = first / np.linalg.norm(first)
     y = second - (second @ x) * x

@@ -57,7 +57,10 @@ def read_nifti(
     docket.path, docket.kind = docket.path or source.shown, "nifti"
     with ExitStack() as stack:
         stream = _stream(source, stack, docket)
-        header = parse_header(_header_block(stream), docket, answers, limits)
+        block = _header_block(stream)
+        if stream.gzipped and len(block) < 348:
+            raise _short(348, len(block), True, source.shown)
+        header = parse_header(block, docket, answers, limits)
         geometry = settle_geometry(_place(header, docket, answers), docket, answers)
         parts = [stream]
         if header.pair:

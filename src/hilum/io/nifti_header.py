@@ -97,7 +97,7 @@ class NiftiHeader:
 def header_size(head: bytes) -> int | None:
     """348 for NIfTI-1 (and Analyze), 540 for NIfTI-2, in either byte order; None when it is neither."""
     for order in ("little", "big"):
-        size = int.from_bytes(head[:4], order)  # type: ignore[arg-type]
+        size = int.from_bytes(head[:4], order)
         if size in (348, 540):
             return size
     return None
