@@ -47,6 +47,7 @@ def render(reading: Reading, album: Album) -> str:
     return template.render(
         reading=reading,
         language=language,
+        notice=WORDS[language].notices.get(reading.notice, reading.notice),
         t=LABELS[language],
         key=reading.scan.sha256[:12],
         policy=policy(style, script),

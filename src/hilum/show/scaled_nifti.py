@@ -41,10 +41,15 @@ def write_probability(path: Path, values: ProbabilityMap, geometry: Geometry, de
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
     header["descrip"] = description.encode("ascii", "replace")[:79]
+    # Row by row, then once to Fortran order: slices cut out of a C array would be read voxel by voxel.
+    steps = np.empty(geometry.shape, dtype="<i2")
+    for x in range(geometry.shape[0]):
+        steps[x] = np.rint(values[x] * STEPS)
+    stored = np.asfortranarray(steps)
     with (
         atomic_write(path) as file,
         gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=1, mtime=0) as packed,
     ):
         packed.write(header.binaryblock + b"\0\0\0\0")
         for z in range(geometry.shape[2]):
-            packed.write(np.rint(values[:, :, z] * STEPS).astype("<i2").tobytes(order="F"))
+            packed.write(stored[:, :, z].tobytes(order="F"))
