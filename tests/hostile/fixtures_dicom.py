@@ -37,7 +37,9 @@ def chest(shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> np.ndarray:
 
 
 def grid(
-    shape: tuple[int, int, int] = SHAPE, spacing: tuple[float, float, float] = (9.0, 9.0, STEP_MM), frame: str | None = None
+    shape: tuple[int, int, int] = SHAPE,
+    spacing: tuple[float, float, float] = (9.0, 9.0, STEP_MM),
+    frame: str | None = None,
 ) -> Geometry:
     """Axial, stored LPS as scanners do: columns to the left, rows to the back, slices upwards."""
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
@@ -70,7 +72,9 @@ def edit(paths: Path | Iterable[Path], change: Edit) -> None:
     """Rewrites files after `change`."""
     for path in [paths] if isinstance(paths, Path) else paths:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom remarks on the bad values that are written here on purpose
+            warnings.simplefilter(
+                "ignore"
+            )  # pydicom remarks on the bad values that are written here on purpose
             ds = pydicom.dcmread(path)
             change(ds)
             ds.save_as(path)

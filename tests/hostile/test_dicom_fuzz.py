@@ -73,7 +73,9 @@ def mutate(content: bytes, changes: list[tuple[str, float, int, int]], header_on
           suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
 @given(kind=st.sampled_from(KINDS), changes=mutations, header_only=st.booleans(), victim=st.integers(0, 3),
        mode=st.sampled_from(["repair", "refuse", "report-only"]))  # fmt: skip
-def test_damaged_bytes(seeds: dict[str, Path], kind: str, changes: list, header_only: bool, victim: int, mode: str) -> None:
+def test_damaged_bytes(
+    seeds: dict[str, Path], kind: str, changes: list, header_only: bool, victim: int, mode: str
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number, path in enumerate(files(seeds[kind])):
             content = path.read_bytes()

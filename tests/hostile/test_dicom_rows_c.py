@@ -194,7 +194,14 @@ def _extra_jittered(folder: Path) -> None:
     a = 1e-3
 
     def turn(ds: pydicom.FileDataset) -> None:
-        ds.ImageOrientationPatient = [f"{np.cos(a):.9f}", f"{np.sin(a):.9f}", 0, f"{-np.sin(a):.9f}", f"{np.cos(a):.9f}", 0]
+        ds.ImageOrientationPatient = [
+            f"{np.cos(a):.9f}",
+            f"{np.sin(a):.9f}",
+            0,
+            f"{-np.sin(a):.9f}",
+            f"{np.cos(a):.9f}",
+            0,
+        ]
 
     copy_as(files(folder)[3], folder / "odd.dcm", turn)
 
@@ -206,7 +213,9 @@ def _coronal(folder: Path, image_type: tuple[str, ...] = ("DERIVED", "SECONDARY"
     affine = np.zeros((4, 4))
     affine[:, 3] = [144, 80, 150, 1]
     affine[0, 0], affine[2, 1], affine[1, 2] = -9, -9, -9
-    write_ct_series(folder, hu, Geometry(hu.shape, affine), header=SeriesHeader(seed="cor", image_type=image_type))
+    write_ct_series(
+        folder, hu, Geometry(hu.shape, affine), header=SeriesHeader(seed="cor", image_type=image_type)
+    )
 
 
 def _coronal_read(volume: CTVolume) -> None:

@@ -58,7 +58,9 @@ def _source_shape(order: tuple[int, int, int]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _round_trip(folder: Path, hu: np.ndarray, geometry: Geometry, rng: np.random.Generator, mode: str = "repair") -> None:
+def _round_trip(
+    folder: Path, hu: np.ndarray, geometry: Geometry, rng: np.random.Generator, mode: str = "repair"
+) -> None:
     header = SeriesHeader(numbering=("top", "bottom")[int(rng.integers(2))])
     refs = write_ct_series(folder, hu, geometry, header=header)
     for path, name in zip(sorted(folder.iterdir()), rng.permutation(len(refs)), strict=True):

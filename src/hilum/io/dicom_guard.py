@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 
+from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
@@ -128,6 +129,11 @@ def read_elements(guarded: Guarded, tags: Iterable[int]) -> Dataset:
         raise _cut("", f"pydicom: {type(error).__name__}") from error
 
 
+def plain_uid(value: str) -> UID:
+    """A UID as it stands, without pydicom's remarks on its form."""
+    return UID(value, validation_mode=IGNORE)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """pydicom's warnings stay inside: bad values are judged where they are used. Local to this block."""
@@ -193,7 +199,7 @@ def _read_meta(content: bytes, start: int, where: str) -> tuple[UID, int]:
             syntax = content[value : value + length].rstrip(b"\0 ").decode("ascii", "replace")
         at = value + length
     if syntax:
-        return UID(syntax), at
+        return plain_uid(syntax), at
     if at >= len(content):
         raise _cut(where, "file ends after its preamble")
     # No syntax declared: only little endian is tried, and only when the first tags make sense (row A21).

@@ -15,13 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydicom.uid import UID
-
 from hilum.errors import ContainerError, InputRefused
 from hilum.io.archive import open_archive
 from hilum.io.checks import Docket, check_shape, to_finding
 from hilum.io.dicom_frames import read_frames
-from hilum.io.dicom_guard import Guarded, guard, not_an_image, plausible_start, quiet
+from hilum.io.dicom_guard import Guarded, guard, not_an_image, plain_uid, plausible_start, quiet
 from hilum.io.dicom_header import CT_IMAGE, ENHANCED_CT, ImageHeader, header_dataset, read_header, text
 from hilum.io.dicom_pixels import SUPPORTED
 from hilum.io.limits import Limits
@@ -134,7 +132,9 @@ def _index_one(index: Index, number: int, source: Source, docket: Docket, limits
     elif sop_class in ENHANCED_CT:
         images = read_frames(guarded, ds, number, source.name)
     else:
-        kind = "DICOMDIR" if sop_class == MEDIA_DIRECTORY else UID(sop_class).name[:64] or "no SOP class"
+        kind = (
+            "DICOMDIR" if sop_class == MEDIA_DIRECTORY else plain_uid(sop_class).name[:64] or "no SOP class"
+        )
         (index.skipped if kind == "DICOMDIR" else index.not_ct)[kind] += 1
         return
     form = images[0].pixels

@@ -20,8 +20,8 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
-from hilum.errors import InputRefused, PixelError
-from hilum.io.dicom_guard import PIXEL_DATA, Guarded
+from hilum.errors import PixelError
+from hilum.io.dicom_guard import PIXEL_DATA, Guarded, plain_uid
 from hilum.io.dicom_header import ImageHeader, PixelForm
 
 SUPPORTED: dict[str, tuple[str, str, bool]] = {
@@ -29,9 +29,9 @@ SUPPORTED: dict[str, tuple[str, str, bool]] = {
     "1.2.840.10008.1.2.1": ("Explicit VR Little Endian", "", True),
     "1.2.840.10008.1.2.2": ("Explicit VR Big Endian", "", True),
     "1.2.840.10008.1.2.1.99": ("Deflated Explicit VR Little Endian", "", True),
-    "1.2.840.10008.1.2.5": ("RLE Lossless", "pylibjpeg-rle", True),
-    "1.2.840.10008.1.2.4.50": ("JPEG Baseline (8 bit)", "python-gdcm", False),
-    "1.2.840.10008.1.2.4.51": ("JPEG Extended (12 bit)", "python-gdcm", False),
+    "1.2.840.10008.1.2.5": ("RLE Lossless", "pydicom", True),
+    "1.2.840.10008.1.2.4.50": ("JPEG Baseline (8 bit)", "pillow", False),
+    "1.2.840.10008.1.2.4.51": ("JPEG Extended (12 bit)", "pillow", False),
     "1.2.840.10008.1.2.4.57": ("JPEG Lossless", "python-gdcm", True),
     "1.2.840.10008.1.2.4.70": ("JPEG Lossless SV1", "python-gdcm", True),
     "1.2.840.10008.1.2.4.80": ("JPEG-LS Lossless", "pyjpegls", True),
@@ -42,10 +42,18 @@ SUPPORTED: dict[str, tuple[str, str, bool]] = {
     "1.2.840.10008.1.2.4.202": ("HTJ2K Lossless RPCL", "pylibjpeg-openjpeg", True),
     "1.2.840.10008.1.2.4.203": ("HTJ2K", "pylibjpeg-openjpeg", False),
 }
-"""UID -> name, the package whose decoder reads it ("" for none), and whether it is lossless by definition."""
+"""UID -> name, the package whose decoder reads it ("" for none), and whether it is lossless by definition.
+
+One decoder each, none as a fallback: on damaged bytes pylibjpeg-rle panics and GDCM aborts the process, so GDCM is left
+to what nothing else decodes, and RLE to pydicom itself.
+"""
 
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
 JPEG_FAMILY = ("1.2.840.10008.1.2.4.",)
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
+RLE = "1.2.840.10008.1.2.5"
+PLUGINS = {"": "", "pydicom": "pydicom", "python-gdcm": "gdcm", "pillow": "pillow", "pyjpegls": "pyjpegls"}
+PLUGINS |= {"pylibjpeg-openjpeg": "pylibjpeg"}
 J2K_UIDS = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 NOT_SCANNED_HU = -1024.0
 TISSUE_HU = (-900.0, 3071.0)
@@ -76,16 +84,16 @@ def check_form(header: ImageHeader, syntax: str, where: str = "") -> None:
     if syntax not in SUPPORTED:
         raise PixelError("EXOTIC_SYNTAX", "the transfer syntax is a supported one",
                          expected=", ".join(sorted(name for name, _, _ in SUPPORTED.values())),
-                         got=UID(syntax).name[:80], path=where or None,
+                         got=plain_uid(syntax).name[:80], path=where or None,
                          hint="Convert the series to Explicit VR Little Endian.")  # fmt: skip
     name, package, _ = SUPPORTED[syntax]
-    if package and not get_decoder(UID(syntax)).is_available:
+    if package and plugin_of(syntax) not in get_decoder(plain_uid(syntax)).available_plugins:
         raise PixelError("CODEC_MISSING", f"a decoder for {name} is installed", expected=package, got="none",
                          path=where or None, hint=f"pip install {package}")  # fmt: skip
     if (
         syntax == JPEG_EXTENDED
         and form.stored > 8
-        and "pylibjpeg" not in get_decoder(UID(syntax)).available_plugins
+        and "pylibjpeg" not in get_decoder(plain_uid(syntax)).available_plugins
     ):
         raise PixelError("CODEC_MISSING", "a decoder for 12-bit JPEG is installed", expected="pylibjpeg-libjpeg (GPL)",
                          got="none", path=where or None, hint="pip install pylibjpeg-libjpeg")  # fmt: skip
@@ -210,7 +218,7 @@ def _split(guarded: Guarded, frames: int, where: str) -> list[bytes]:
         for part in parts:
             if not part.rstrip(b"\0").endswith(b"\xff\xd9"):
                 raise short("a frame that ends with its end marker FFD9", "a frame that stops early", where)
-    elif guarded.syntax == "1.2.840.10008.1.2.5":
+    elif guarded.syntax == RLE:
         for part in parts:
             _check_rle(part, where)
     return parts
@@ -225,17 +233,19 @@ def _check_rle(part: bytes, where: str) -> None:
 
 
 def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored:
+    _check_codestream(part, syntax, form, where)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a decoder that has to guess has not decoded
-            array, meta = get_decoder(syntax).as_array(
+            array, _ = get_decoder(syntax).as_array(
                 encapsulate([part]), raw=True, index=0, rows=form.rows, columns=form.columns, samples_per_pixel=1,
                 photometric_interpretation="MONOCHROME2", bits_allocated=form.allocated, bits_stored=form.stored,
                 pixel_representation=int(form.signed), number_of_frames=1, pixel_keyword="PixelData",
+                decoding_plugin=plugin_of(syntax),
             )  # fmt: skip
-    except InputRefused:
+    except (KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:
+    except BaseException as error:  # a Rust decoder panics with an exception of its own, no Exception
         text = " ".join(str(error).split())[:200]
         raise short(
             f"{SUPPORTED[syntax][0]} that decodes", f"{type(error).__name__}: {text}", where
@@ -245,6 +255,57 @@ def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored
     return (
         _meaningful_bits(array, form) if array.dtype.itemsize * 8 == form.allocated else Stored(array, False)
     )
+
+
+def plugin_of(syntax: str) -> str:
+    """The pydicom plugin that decodes a supported syntax; 12-bit JPEG only has its GPL one."""
+    plugin = PLUGINS[SUPPORTED[syntax][1]]
+    if syntax == JPEG_EXTENDED and "pylibjpeg" in get_decoder(plain_uid(syntax)).available_plugins:
+        return "pylibjpeg"
+    return plugin
+
+
+def _check_codestream(part: bytes, syntax: UID, form: PixelForm, where: str) -> None:
+    """The codestream's own size is that of the header: a decoder allocates what the codestream says."""
+    if not syntax.startswith(JPEG_FAMILY):
+        return
+    size = _j2k_size(part) if syntax in J2K_UIDS else _jpeg_size(part)
+    if size != (form.rows, form.columns):
+        got = "no frame header" if size is None else f"{size[0]} x {size[1]}"
+        raise short(f"a codestream of {form.rows} x {form.columns} pixels", got, where)
+
+
+def _j2k_size(part: bytes) -> tuple[int, int] | None:
+    """Rows and columns of a JPEG 2000 codestream (SIZ marker); None when absent or cut into absurd tiles."""
+    at = part.find(b"\xff\x4f\xff\x51")
+    if at < 0 or at + 40 > len(part):
+        return None
+    right, bottom, left, top, tile_width, tile_height, tile_left, tile_top = struct.unpack_from(
+        ">8I", part, at + 8
+    )
+    if not tile_width or not tile_height or left >= right or top >= bottom:
+        return None
+    across = (right - tile_left + tile_width - 1) // tile_width
+    down = (bottom - tile_top + tile_height - 1) // tile_height
+    return (bottom - top, right - left) if 0 < across * down <= 4096 else None
+
+
+def _jpeg_size(part: bytes) -> tuple[int, int] | None:
+    """Rows and columns of a JPEG or JPEG-LS frame (SOF marker); None when there is none before the scan."""
+    at = 2
+    while at + 9 <= len(part) and part[at] == 0xFF:
+        marker = part[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        length = int.from_bytes(part[at + 2 : at + 4], "big")
+        if marker in JPEG_FRAMES:
+            rows, columns = struct.unpack_from(">HH", part, at + 5)
+            return rows, columns
+        if marker == 0xDA:
+            return None
+        at += 2 + length
+    return None
 
 
 def _declared_padding(
