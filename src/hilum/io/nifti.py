@@ -181,9 +181,13 @@ def _assumed(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:
 def _agreement(sform: AffineRas, qform: AffineRas, header: NiftiHeader, answers: Answers) -> Finding | None:
     apart = corner_distance_mm(sform, qform, header.shape)
     diagonal_mm = float(np.linalg.norm(sform[:3, :3] @ np.asarray(header.shape, dtype=np.float64)))
-    if apart <= ROUNDING_MM + header.qform_slack_rad * diagonal_mm:
+    # Rounding of the quaternion turns the grid about its first voxel; it cannot move that voxel.
+    turned_mm = header.qform_slack_rad * diagonal_mm
+    moved = float(np.linalg.norm((sform - qform)[:3, 3]))
+    if moved <= ROUNDING_MM and apart <= ROUNDING_MM + turned_mm:
         return None
-    settled = apart <= SAME_PLACE_MM or answers.affine is not None
+    same = moved <= SAME_PLACE_MM and apart <= SAME_PLACE_MM + turned_mm
+    settled = same or answers.affine is not None
     return Finding(
         "AFFINE_DISAGREE",
         Level.NOTE if settled else Level.ASK,
