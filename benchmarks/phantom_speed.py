@@ -1,4 +1,4 @@
-"""How many healthy bodies per minute: build and scan, at 2 mm and at 1 mm.
+"""How many healthy a minute: build and scan, at 2 mm and at 1 mm.
 
 Usage: python benchmarks/phantom_speed.py [--device cpu|cuda] [--threads 1] [--repeat 3]
 """
@@ -48,7 +48,7 @@ def main() -> None:
         build, look = (statistics.median(column) for column in zip(*rows, strict=True))
         rate = 60.0 / (build + look)
         print(
-            f"{work_mm:.0f} mm on {args.device}: build {build:.2f} s, scan {look:.2f} s, {rate:.1f} bodies per minute"
+            f"{work_mm:.0f} mm, {args.device}: build {build:.2f} s, scan {look:.2f} s, {rate:.1f} a minute"
         )
 
 
