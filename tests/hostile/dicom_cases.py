@@ -19,7 +19,8 @@ from hilum.volume import CTVolume, Level
 class Case:
     """One spoiled series. `build` gets an empty folder and returns what to read (None: the folder).
 
-    `answers` is the flag that answers an ASK; `kind` the class of the refusal; `again` checks what an accepted or
+    `answers` is the flag that answers an ASK; `kind` the class of the refusal; `again` checks what an
+    accepted or
     answered reading gives.
     """
 
@@ -34,7 +35,8 @@ class Case:
 
 
 def judge(case: Case, folder: Path) -> None:
-    """Reader and inspection say the same: this code, this level; a NOTE does not stop, an answer opens the door."""
+    """Reader and inspection say the same: this code, this level; a NOTE does not stop, an answer
+    opens the door."""
     target = case.build(folder) or folder
     seen = inspect_series(target, answers=case.given)
     levels = {f.level for f in seen.findings if f.code == case.code}

@@ -1,4 +1,7 @@
-"""Small chest-like DICOM series, and every way to spoil one. Bytes are made here; none come from a scanner."""
+"""Small chest-like DICOM series, and every way to spoil one.
+
+Bytes are made here; none come from a scanner.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +56,15 @@ def stored(hu_ras: np.ndarray) -> np.ndarray:
 
 
 def good(
-    folder: Path, *, seed: str = "good", shape: tuple[int, int, int] = SHAPE, syntax: str = "explicit",
-    spacing: tuple[float, float, float] = (9.0, 9.0, STEP_MM), noise: int = 0, **header,
-) -> list[SliceRef]:  # fmt: skip
+    folder: Path,
+    *,
+    seed: str = "good",
+    shape: tuple[int, int, int] = SHAPE,
+    syntax: str = "explicit",
+    spacing: tuple[float, float, float] = (9.0, 9.0, STEP_MM),
+    noise: int = 0,
+    **header,
+) -> list[SliceRef]:
     """A series with nothing wrong; `header` goes to `SeriesHeader`."""
     hu = stored(chest(shape, noise))
     return write_ct_series(
@@ -161,8 +170,17 @@ def enhanced(path: Path, *, drop: str = "", frames: int | None = None, tilt: boo
         single.unlink()
     folder.rmdir()
     ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.5.1.4.1.1.2.1")
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "RescaleSlope",
-                 "RescaleIntercept", "RescaleType", "SliceLocation", "ConvolutionKernel"):  # fmt: skip
+    for name in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "RescaleSlope",
+        "RescaleIntercept",
+        "RescaleType",
+        "SliceLocation",
+        "ConvolutionKernel",
+    ):
         delattr(ds, name)
     shared = Dataset()
     orientation, measures, rescale = Dataset(), Dataset(), Dataset()

@@ -69,10 +69,19 @@ def mutate(content: bytes, changes: list[tuple[str, float, int, int]], header_on
     return bytes(data)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, database=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])  # fmt: skip
-@given(kind=st.sampled_from(KINDS), changes=mutations, header_only=st.booleans(), victim=st.integers(0, 3),
-       mode=st.sampled_from(["repair", "refuse", "report-only"]))  # fmt: skip
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    kind=st.sampled_from(KINDS),
+    changes=mutations,
+    header_only=st.booleans(),
+    victim=st.integers(0, 3),
+    mode=st.sampled_from(["repair", "refuse", "report-only"]),
+)
 def test_damaged_bytes(
     seeds: dict[str, Path], kind: str, changes: list, header_only: bool, victim: int, mode: str
 ) -> None:

@@ -48,7 +48,8 @@ def _missing(folder: Path, *, drop: tuple[int, ...] = (4,)) -> None:
 
 
 def _filled(volume: CTVolume) -> None:
-    """Instance 5 from the top is slice 11 from the bottom: interpolated, not valid, everything else untouched."""
+    """Instance 5 from the top is slice 11 from the bottom: interpolated, not valid, everything else
+    untouched."""
     truth = chest()
     assert volume.valid_mask is not None
     assert np.flatnonzero(~volume.valid_mask.all(axis=(0, 1))).tolist() == [11]
@@ -185,8 +186,19 @@ def _jitter(folder: Path, angle: float) -> None:
     good(folder)
     for k, path in enumerate(files(folder)):
         a = angle * (-1) ** k
-        edit(path, setting(ImageOrientationPatient=[f"{np.cos(a):.9f}", f"{np.sin(a):.9f}", 0, f"{-np.sin(a):.9f}",
-                                                    f"{np.cos(a):.9f}", 0]))  # fmt: skip
+        edit(
+            path,
+            setting(
+                ImageOrientationPatient=[
+                    f"{np.cos(a):.9f}",
+                    f"{np.sin(a):.9f}",
+                    0,
+                    f"{-np.sin(a):.9f}",
+                    f"{np.cos(a):.9f}",
+                    0,
+                ]
+            ),
+        )
 
 
 def _extra_jittered(folder: Path) -> None:
@@ -249,66 +261,188 @@ S = SeriesError
 CASES = [
     Case("C01 fill", "SLICE_MISSING", Level.ASK, _missing, S, Answers(fill=1), _filled),
     Case("C01 split", "SLICE_MISSING", Level.ASK, _missing, S, Answers(split=True), _split),
-    Case("C01 two, fill 1 is not enough", "SLICE_MISSING", Level.ASK, lambda f: _missing(f, drop=(4, 5)), S,
-         given=Answers(fill=1)),
+    Case(
+        "C01 two, fill 1 is not enough",
+        "SLICE_MISSING",
+        Level.ASK,
+        lambda f: _missing(f, drop=(4, 5)),
+        S,
+        given=Answers(fill=1),
+    ),
     Case("C02 tilt", "GANTRY_TILT", Level.ASK, _tilted, S, Answers(rectify=True), _straight),
-    Case("C02 tag says 0", "GANTRY_TILT", Level.ASK, lambda f: _tilted(f, -9, tag=0.0), S, Answers(rectify=True), _straight),
+    Case(
+        "C02 tag says 0",
+        "GANTRY_TILT",
+        Level.ASK,
+        lambda f: _tilted(f, -9, tag=0.0),
+        S,
+        Answers(rectify=True),
+        _straight,
+    ),
     Case("C03 twin", "SLICE_DUPLICATE", Level.REPAIR, _duplicate, S, again=same_as_good),
     Case("C03 twin, recoded", "SLICE_DUPLICATE", Level.REPAIR, _duplicate_recoded, S, again=same_as_good),
     Case("C04 by number", "PHASES_MIXED", Level.ASK, _phases, S, Answers(series="#1"), _first_phase),
-    Case("C04 interleaved", "PHASES_MIXED", Level.ASK, lambda f: _phases(f, shift_mm=4.1), S, Answers(series="#1"), _first_phase),
-    Case("C04 by time", "PHASES_MIXED", Level.ASK, lambda f: _phases(f, tell="AcquisitionTime", values=("101500", "101530")), S,
-         Answers(series="#1"), _first_phase),
+    Case(
+        "C04 interleaved",
+        "PHASES_MIXED",
+        Level.ASK,
+        lambda f: _phases(f, shift_mm=4.1),
+        S,
+        Answers(series="#1"),
+        _first_phase,
+    ),
+    Case(
+        "C04 by time",
+        "PHASES_MIXED",
+        Level.ASK,
+        lambda f: _phases(f, tell="AcquisitionTime", values=("101500", "101530")),
+        S,
+        Answers(series="#1"),
+        _first_phase,
+    ),
     Case("C04 nothing tells", "PHASES_MIXED", Level.REFUSE, lambda f: _phases(f, values=(1, 1)), S),
     Case("C05 tagged", "LOCALIZER", Level.NOTE, _localizer, S, again=same_as_good),
-    Case("C05 by orientation", "LOCALIZER", Level.NOTE, lambda f: _localizer(f, tagged=False), S, again=same_as_good),
+    Case(
+        "C05 by orientation",
+        "LOCALIZER",
+        Level.NOTE,
+        lambda f: _localizer(f, tagged=False),
+        S,
+        again=same_as_good,
+    ),
     Case("C06 number", "SERIES_MANY", Level.ASK, _many, S, Answers(series=2), _first_phase),
     Case("C06 uid", "SERIES_MANY", Level.ASK, _many, S, Answers(series=uid_from("a/series/2")), _first_phase),
     Case("C07 joined", "SPACING_IRREGULAR", Level.ASK, _irregular, S, Answers(regrid=True), _regridded),
-    Case("C07 off the line", "SPACING_IRREGULAR", Level.REFUSE,
-         lambda f: do(good(f), moved(lambda k, p: p + [0, 5.0 * (k == 7), 0])(f)), S),
-    Case("C08 one place", "POSITION_CONSTANT", Level.REFUSE,
-         lambda f: do(good(f), moved(lambda k, p: np.array([p[0], p[1], -400.0]))(f)), S),
-    Case("C09 shuffled", "ORDER", Level.NOTE,
-         lambda f: do(good(f), [edit(p, setting(InstanceNumber=(7 * k) % 16 + 1)) for k, p in enumerate(files(f))]),
-         S, again=same_as_good),
-    Case("C10 tag wrong", "THICKNESS_TRAP", Level.NOTE,
-         lambda f: do(good(f), edit(files(f), setting(SpacingBetweenSlices=7.5))), S, again=same_as_good),
-    Case("C10 overlap", "THICKNESS_TRAP", Level.NOTE, lambda f: do(good(f, thickness_mm=15.0)), S, again=same_as_good),
+    Case(
+        "C07 off the line",
+        "SPACING_IRREGULAR",
+        Level.REFUSE,
+        lambda f: do(good(f), moved(lambda k, p: np.add(p, [0, 5.0 * (k == 7), 0]))(f)),
+        S,
+    ),
+    Case(
+        "C08 one place",
+        "POSITION_CONSTANT",
+        Level.REFUSE,
+        lambda f: do(good(f), moved(lambda k, p: np.array([p[0], p[1], -400.0]))(f)),
+        S,
+    ),
+    Case(
+        "C09 shuffled",
+        "ORDER",
+        Level.NOTE,
+        lambda f: do(
+            good(f), [edit(p, setting(InstanceNumber=(7 * k) % 16 + 1)) for k, p in enumerate(files(f))]
+        ),
+        S,
+        again=same_as_good,
+    ),
+    Case(
+        "C10 tag wrong",
+        "THICKNESS_TRAP",
+        Level.NOTE,
+        lambda f: do(good(f), edit(files(f), setting(SpacingBetweenSlices=7.5))),
+        S,
+        again=same_as_good,
+    ),
+    Case(
+        "C10 overlap",
+        "THICKNESS_TRAP",
+        Level.NOTE,
+        lambda f: do(good(f, thickness_mm=15.0)),
+        S,
+        again=same_as_good,
+    ),
     Case("C11 odd one", "MATRIX_CHANGE", Level.REPAIR, _matrix, S, again=same_as_good),
-    Case("C12 one slice", "PIXELSPACING_CHANGE", Level.REFUSE,
-         lambda f: do(good(f), edit(files(f)[6], setting(PixelSpacing=[9.5, 9.5]))), S),
+    Case(
+        "C12 one slice",
+        "PIXELSPACING_CHANGE",
+        Level.REFUSE,
+        lambda f: do(good(f), edit(files(f)[6], setting(PixelSpacing=[9.5, 9.5]))),
+        S,
+    ),
     Case("C13 rounding", "IOP_JITTER", Level.NOTE, lambda f: _jitter(f, 2e-5), S),
     Case("C13 one odd copy", "IOP_JITTER", Level.REPAIR, _extra_jittered, S, again=same_as_good),
     Case("C13 one odd slice leaves a gap", "SLICE_MISSING", Level.ASK, lambda f: _one_off(f), S),
-    Case("C14 slices of two frames", "FRAME_OF_REFERENCE", Level.REFUSE,
-         lambda f: do(good(f), edit(files(f)[6], setting(FrameOfReferenceUID="1.2.3"))), S),
+    Case(
+        "C14 slices of two frames",
+        "FRAME_OF_REFERENCE",
+        Level.REFUSE,
+        lambda f: do(good(f), edit(files(f)[6], setting(FrameOfReferenceUID="1.2.3"))),
+        S,
+    ),
     Case("C15 no groups", "MULTIFRAME", Level.REFUSE, _not_enhanced, S),
-    Case("C15 no positions", "MULTIFRAME", Level.REFUSE, lambda f: _enhanced(f, drop="PlanePositionSequence"), S),
+    Case(
+        "C15 no positions",
+        "MULTIFRAME",
+        Level.REFUSE,
+        lambda f: _enhanced(f, drop="PlanePositionSequence"),
+        S,
+    ),
     Case("C15 frames disagree", "MULTIFRAME", Level.REFUSE, lambda f: _enhanced(f, frames=15), S),
     *(Case(f"C16 {n}", "TOO_FEW", Level.REFUSE, lambda f, n=n: _few(f, n), S) for n in (1, 2, 3)),
     Case("C18 coronal", "REFORMAT", Level.NOTE, _coronal, S, again=_coronal_read),
-    Case("C18 MIP", "REFORMAT", Level.ASK, lambda f: do(good(f, image_type=("DERIVED", "SECONDARY", "MIP"))), S,
-         Answers(allow_mip=True), same_as_good),
-    *(Case(f"C19 {p}", "POSITION_PRONE", Level.NOTE, lambda f, p=p: _position(f, p), S, again=same_as_good)
-      for p in ("HFP", "FFS", "HFDR")),
-    Case("C20 no position", "NO_GEOMETRY", Level.REFUSE,
-         lambda f: do(good(f), edit(files(f), without("ImagePositionPatient"))), S),
-    Case("C20 no orientation in one", "NO_GEOMETRY", Level.REFUSE,
-         lambda f: do(good(f), edit(files(f)[2], without("ImageOrientationPatient"))), S),
-    Case("C20 spacing 0", "NO_GEOMETRY", Level.REFUSE,
-         lambda f: do(good(f), edit(files(f), setting(PixelSpacing=[0, 0]))), S),
-    Case("C20 position is text", "NO_GEOMETRY", Level.REFUSE,
-         lambda f: do(good(f), edit(files(f)[2], lambda ds: ds.add_new(0x00200032, "DS", [""]) )), S),
-]  # fmt: skip
+    Case(
+        "C18 MIP",
+        "REFORMAT",
+        Level.ASK,
+        lambda f: do(good(f, image_type=("DERIVED", "SECONDARY", "MIP"))),
+        S,
+        Answers(allow_mip=True),
+        same_as_good,
+    ),
+    *(
+        Case(f"C19 {p}", "POSITION_PRONE", Level.NOTE, lambda f, p=p: _position(f, p), S, again=same_as_good)
+        for p in ("HFP", "FFS", "HFDR")
+    ),
+    Case(
+        "C20 no position",
+        "NO_GEOMETRY",
+        Level.REFUSE,
+        lambda f: do(good(f), edit(files(f), without("ImagePositionPatient"))),
+        S,
+    ),
+    Case(
+        "C20 no orientation in one",
+        "NO_GEOMETRY",
+        Level.REFUSE,
+        lambda f: do(good(f), edit(files(f)[2], without("ImageOrientationPatient"))),
+        S,
+    ),
+    Case(
+        "C20 spacing 0",
+        "NO_GEOMETRY",
+        Level.REFUSE,
+        lambda f: do(good(f), edit(files(f), setting(PixelSpacing=[0, 0]))),
+        S,
+    ),
+    Case(
+        "C20 position is text",
+        "NO_GEOMETRY",
+        Level.REFUSE,
+        lambda f: do(good(f), edit(files(f)[2], lambda ds: ds.add_new(0x00200032, "DS", [""]))),
+        S,
+    ),
+]
 
 
 def _one_off(folder: Path) -> None:
     """One of sixteen slices is turned by 1e-3 rad: it is split off and leaves a gap, which is refused."""
     good(folder)
     a = 1e-3
-    edit(files(folder)[6], setting(ImageOrientationPatient=[f"{np.cos(a):.9f}", f"{np.sin(a):.9f}", 0, f"{-np.sin(a):.9f}",
-                                                            f"{np.cos(a):.9f}", 0]))  # fmt: skip
+    edit(
+        files(folder)[6],
+        setting(
+            ImageOrientationPatient=[
+                f"{np.cos(a):.9f}",
+                f"{np.sin(a):.9f}",
+                0,
+                f"{-np.sin(a):.9f}",
+                f"{np.cos(a):.9f}",
+                0,
+            ]
+        ),
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
@@ -365,8 +499,14 @@ def test_info_and_slices(tmp_path: Path) -> None:
     refs = good(tmp_path / "s", kernel="B31f", contrast="agent", kvp=100.0, numbering="bottom")
     volume = read_series(tmp_path / "s")
     info = dict(volume.provenance.info)
-    assert info == {"kernel": "B31f", "contrast": "yes", "patient_position": "HFS", "thickness_mm": "10.0", "kvp": "100.0",
-                    "manufacturer": "Hilum phantom"}  # fmt: skip
+    assert info == {
+        "kernel": "B31f",
+        "contrast": "yes",
+        "patient_position": "HFS",
+        "thickness_mm": "10.0",
+        "kvp": "100.0",
+        "manufacturer": "Hilum phantom",
+    }
     for written, read in zip(refs, volume.provenance.slices, strict=True):
         assert (written.sop_uid, written.instance_number) == (read.sop_uid, read.instance_number)
         assert np.allclose(written.position_mm, read.position_mm, atol=1e-6)

@@ -1,7 +1,7 @@
 """Enhanced (multi-frame) CT: every frame as an image of its own, through the functional groups (row C15).
 
-A per-frame group overrides the shared one. A file that leaves geometry or rescale out of its groups is refused by name.
-Source: DICOM PS3.3 A.38, C.7.6.16 (functional groups), C.8.15.3 (CT).
+A per-frame group overrides the shared one. A file that leaves geometry or rescale out of its groups is
+refused by name. Source: DICOM PS3.3 A.38, C.7.6.16 (functional groups), C.8.15.3 (CT).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_frames(guarded: Guarded, ds: Dataset, source: int, where: str) -> list[
                 intercept=number(rescale, "RescaleIntercept"),
                 rescale_type=text(rescale, "RescaleType").upper(),
                 **(common | {"info": _info(common["info"], group, shared)}),
-            )  # fmt: skip
+            )
         )
     return frames
 
@@ -110,7 +110,10 @@ def _group(group: Dataset, shared: Dataset, keyword: str) -> Dataset:
 
 def _refused(got: str, where: str) -> SeriesError:
     return SeriesError(
-        "MULTIFRAME", "every frame has its geometry in the functional groups",
-        expected="plane position, orientation and pixel measures per frame", got=got, path=where or None,
+        "MULTIFRAME",
+        "every frame has its geometry in the functional groups",
+        expected="plane position, orientation and pixel measures per frame",
+        got=got,
+        path=where or None,
         hint="Export the series as single-frame CT images.",
-    )  # fmt: skip
+    )

@@ -1,8 +1,10 @@
-"""DICOM bytes judged before pydicom sees them: lengths, nesting and inflated size are bounded by what is really there.
+"""DICOM bytes judged before pydicom sees them: lengths, nesting and inflated size are bounded by what is
+really there.
 
-pydicom reads what exists and says little about what is missing; a file that lies about a length, nests two thousand
-sequences or inflates a thousandfold must be refused here. `guard` walks the element headers once (no recursion, no
-allocation from claimed lengths) and `read_elements` hands pydicom only the wanted, verified elements.
+pydicom reads what exists and says little about what is missing; a file that lies about a length, nests two
+thousand sequences or inflates a thousandfold must be refused here. `guard` walks the element headers once
+(no recursion, no allocation from claimed lengths) and `read_elements` hands pydicom only the wanted,
+verified elements.
 
 Sources: DICOM PS3.5 7 (data elements), A.4 (encapsulation), A.5 (deflate); PS3.10 7.1 (file meta).
 """
@@ -98,9 +100,15 @@ def guard(content: bytes, limits: Limits | None = None, where: str = "") -> Guar
         notes.extend(_preamble_notes(content[:128], where))
     elif plausible_start(content):
         notes.append(
-            Finding("NO_PREAMBLE", Level.NOTE, "a DICOM file starts with a preamble and DICM",
-                    expected="DICM at byte 128", got="data elements at byte 0", where=where)
-        )  # fmt: skip
+            Finding(
+                "NO_PREAMBLE",
+                Level.NOTE,
+                "a DICOM file starts with a preamble and DICM",
+                expected="DICM at byte 128",
+                got="data elements at byte 0",
+                where=where,
+            )
+        )
     else:
         raise not_an_image(content, where)
     syntax, start = _read_meta(content, start, where)
@@ -145,19 +153,30 @@ def quiet() -> Iterator[None]:
 def not_an_image(content: bytes, where: str = "") -> ContainerError:
     """The refusal of bytes that are no DICOM file, named by what they look like."""
     return ContainerError(
-        "NOT_AN_IMAGE", "a DICOM file is expected", expected="DICM at byte 128", got=looks_like(content[:512]), path=where or None
-    )  # fmt: skip
+        "NOT_AN_IMAGE",
+        "a DICOM file is expected",
+        expected="DICM at byte 128",
+        got=looks_like(content[:512]),
+        path=where or None,
+    )
 
 
 def _preamble_notes(preamble: bytes, where: str) -> Iterable[Finding]:
     for magic, name in FOREIGN_PREAMBLES.items():
         if preamble.startswith(magic):
-            yield Finding("POLYGLOT", Level.NOTE, "the preamble is no other file type",
-                          expected="zeros or TIFF", got=name, where=where)  # fmt: skip
+            yield Finding(
+                "POLYGLOT",
+                Level.NOTE,
+                "the preamble is no other file type",
+                expected="zeros or TIFF",
+                got=name,
+                where=where,
+            )
 
 
 def plausible_start(content: bytes) -> bool:
-    """True when the first three elements could be group 2 or 8: ascending tags, lengths that fit and are even."""
+    """True when the first three elements could be group 2 or 8: ascending tags, lengths that fit and
+    are even."""
     if len(content) < 24:
         return False
     at, last = 0, 0
@@ -218,8 +237,13 @@ def _inflate(packed: bytes, limits: Limits, where: str) -> bytes:
     except (zlib.error, MemoryError) as error:
         raise _cut(where, f"deflate: {error}") from error
     if len(body) > cap:
-        raise ContainerError("DEFLATE_BOMB", "a deflated dataset stays within its budget",
-                             expected=f"<= {cap} bytes", got=f"more, from {len(packed)} bytes", path=where or None)  # fmt: skip
+        raise ContainerError(
+            "DEFLATE_BOMB",
+            "a deflated dataset stays within its budget",
+            expected=f"<= {cap} bytes",
+            got=f"more, from {len(packed)} bytes",
+            path=where or None,
+        )
     if not engine.eof:
         raise _cut(where, "the deflated data stops early")
     return body
@@ -322,9 +346,13 @@ class _Walk:
         self.stack.append((end, sequence, implicit))
         depth = sum(is_sequence for _, is_sequence, _ in self.stack)
         if depth > self.limits.max_sequence_depth:
-            raise ContainerError("SQ_DEPTH", "sequences nest within the budget",
-                                 expected=f"<= {self.limits.max_sequence_depth} deep", got=f"{depth} or more",
-                                 path=self.where or None)  # fmt: skip
+            raise ContainerError(
+                "SQ_DEPTH",
+                "sequences nest within the budget",
+                expected=f"<= {self.limits.max_sequence_depth} deep",
+                got=f"{depth} or more",
+                path=self.where or None,
+            )
 
     def _delimiter(self, tag: int, length: int, in_sequence: bool) -> None:
         self.at += 8
@@ -339,7 +367,8 @@ class _Walk:
             raise _cut(self.where, f"delimiter {tag:08X} where none belongs", "items and delimiters pair up")
 
     def _fragments(self, at: int) -> int:
-        """End of encapsulated pixel data (PS3.5 A.4): items of defined length, then the sequence delimiter."""
+        """End of encapsulated pixel data (PS3.5 A.4): items of defined length, then the sequence
+        delimiter."""
         while True:
             if at + 8 > len(self.body):
                 raise _cut(self.where, "file ends inside compressed pixel data")
@@ -361,9 +390,20 @@ def _overrun(where: str, tag: int, length: int, left: int, size: int) -> InputRe
     """A length that reaches past the end: a lie when no file of this kind could hold it, else a cut file."""
     text = f"({tag >> 16:04X},{tag & 0xFFFF:04X}) claims {length} bytes, {left} follow"
     if length > max(2 * size, 4096):
-        return ContainerError("LENGTH_OVERRUN", "an element fits in its file", expected=f"<= {left} bytes",
-                              got=text, path=where or None)  # fmt: skip
+        return ContainerError(
+            "LENGTH_OVERRUN",
+            "an element fits in its file",
+            expected=f"<= {left} bytes",
+            got=text,
+            path=where or None,
+        )
     if tag == PIXEL_DATA:
-        return PixelError("PIXELS_SHORT", "pixel data is complete", expected=f"{length} bytes", got=text,
-                          path=where or None, hint="The file may be cut short; fetch it again.")  # fmt: skip
+        return PixelError(
+            "PIXELS_SHORT",
+            "pixel data is complete",
+            expected=f"{length} bytes",
+            got=text,
+            path=where or None,
+            hint="The file may be cut short; fetch it again.",
+        )
     return _cut(where, text)

@@ -1,6 +1,8 @@
-"""What one stored CT image says about itself: the few attributes a volume needs, typed, finite, and nothing personal.
+"""What one stored CT image says about itself: the few attributes a volume needs, typed, finite, and nothing
+personal.
 
-Sources: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.3 (Image Pixel), C.8.2.1 (CT Image), C.8.15.3 (Enhanced CT).
+Sources: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.3 (Image Pixel), C.8.2.1 (CT Image), C.8.15.3 (Enhanced
+CT).
 """
 
 from __future__ import annotations
@@ -20,20 +22,62 @@ CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """Enhanced CT, and its legacy-converted twin."""
 
-KEYWORDS = (
-    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality SeriesNumber "
-    "InstanceNumber AcquisitionNumber AcquisitionTime ContentTime ImageType Rows Columns PixelSpacing NumberOfFrames "
-    "ImagePositionPatient ImageOrientationPatient SliceThickness SpacingBetweenSlices RescaleSlope RescaleIntercept "
-    "RescaleType BitsAllocated BitsStored HighBit PixelRepresentation SamplesPerPixel PhotometricInterpretation "
-    "PixelPaddingValue PixelPaddingRangeLimit ConvolutionKernel ContrastBolusAgent PatientPosition KVP Manufacturer "
-    "LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod BurnedInAnnotation "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+KEYWORDS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "Modality",
+    "SeriesNumber",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "AcquisitionTime",
+    "ContentTime",
+    "ImageType",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "ConvolutionKernel",
+    "ContrastBolusAgent",
+    "PatientPosition",
+    "KVP",
+    "Manufacturer",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "BurnedInAnnotation",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+]
 TAGS = tuple(tag_for_keyword(k) or 0 for k in KEYWORDS)
-REQUIRED = (
-    "SOPInstanceUID SeriesInstanceUID Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation "
-    "PhotometricInterpretation"
-).split()
+REQUIRED = [
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
+]
 UID_FORM = re.compile(r"[0-9][0-9.]{0,63}")
 
 
@@ -65,7 +109,8 @@ class Plane:
 
     Args:
         position: centre of the first pixel. orientation: cosines along a row, then along a column.
-        spacing: between rows, between columns. thickness, declared_step: SliceThickness, SpacingBetweenSlices.
+        spacing: between rows, between columns. thickness, declared_step: SliceThickness,
+            SpacingBetweenSlices.
     """
 
     position: tuple[float, ...] | None
@@ -80,11 +125,14 @@ class ImageHeader:
     """One stored image: a single-frame file, or one frame of an enhanced file.
 
     Args:
-        source: index of the file in its `FileList`. frame: frame within the file, from 0. frames: in the file.
-        sop_uid, series_uid, study_uid, frame_uid: identifiers. series_number, number, acquisition: as shown by viewers
+        source: index of the file in its `FileList`. frame: frame within the file, from 0. frames: in
+            the file.
+        sop_uid, series_uid, study_uid, frame_uid: identifiers. series_number, number, acquisition: as
+            shown by viewers
             (`number` of a frame is its place in the file, from 1).
         time: acquisition or content time, only to tell phases apart. image_type: ImageType values.
-        plane, pixels: geometry and layout. slope, intercept: None where the file has none; rescale_type: unit.
+        plane, pixels: geometry and layout. slope, intercept: None where the file has none;
+            rescale_type: unit.
         info: kernel, contrast, patient_position, thickness_mm, kvp, manufacturer, where present.
         lossy: "", or method and ratio. burned_in: BurnedInAnnotation is YES.
     """
@@ -182,12 +230,17 @@ def read_pixel_form(ds: Dataset, where: str) -> PixelForm:
         raise incomplete(missing, where)
     rows, columns, allocated, stored, high, signed = (values[k] or 0 for k in numeric)
     return PixelForm(
-        rows, columns, allocated, stored, high, bool(signed),
+        rows,
+        columns,
+        allocated,
+        stored,
+        high,
+        bool(signed),
         samples=whole(ds, "SamplesPerPixel") or 1,
         photometric=text(ds, "PhotometricInterpretation"),
         padding=_stored_value(ds, "PixelPaddingValue", allocated, bool(signed)),
         padding_limit=_stored_value(ds, "PixelPaddingRangeLimit", allocated, bool(signed)),
-    )  # fmt: skip
+    )
 
 
 def read_plane(ds: Dataset) -> Plane:
@@ -213,21 +266,27 @@ def read_header(guarded: Guarded, ds: Dataset, source: int, where: str) -> Image
         raise incomplete(["PixelData"], where)
     if (whole(ds, "NumberOfFrames") or 1) != 1:
         raise SeriesError(
-            "MULTIFRAME", "several frames come with per-frame geometry", expected="Enhanced CT Image Storage",
-            got=f"CT Image Storage with {text(ds, 'NumberOfFrames')} frames", path=where or None,
-        )  # fmt: skip
+            "MULTIFRAME",
+            "several frames come with per-frame geometry",
+            expected="Enhanced CT Image Storage",
+            got=f"CT Image Storage with {text(ds, 'NumberOfFrames')} frames",
+            path=where or None,
+        )
     return ImageHeader(
-        source=source, frame=0, frames=1,
+        source=source,
+        frame=0,
+        frames=1,
         number=whole(ds, "InstanceNumber"),
         acquisition=whole(ds, "AcquisitionNumber"),
         time=text(ds, "AcquisitionTime") or text(ds, "ContentTime"),
         image_type=image_type(ds, "ImageType"),
         plane=read_plane(ds),
         pixels=form,
-        slope=number(ds, "RescaleSlope"), intercept=number(ds, "RescaleIntercept"),
+        slope=number(ds, "RescaleSlope"),
+        intercept=number(ds, "RescaleIntercept"),
         rescale_type=text(ds, "RescaleType").upper(),
         **common_fields(ds),
-    )  # fmt: skip
+    )
 
 
 def common_fields(ds: Dataset) -> dict[str, Any]:
@@ -249,11 +308,18 @@ def common_fields(ds: Dataset) -> dict[str, Any]:
 
 
 def read_info(ds: Dataset) -> tuple[tuple[str, str], ...]:
-    """What a score should be read beside. SeriesDescription and every name stay behind: free text may be personal."""
+    """What a score should be read beside.
+
+    SeriesDescription and every name stay behind: free text may be personal.
+    """
     keys = {
-        "kernel": "ConvolutionKernel", "contrast": "ContrastBolusAgent", "patient_position": "PatientPosition",
-        "thickness_mm": "SliceThickness", "kvp": "KVP", "manufacturer": "Manufacturer",
-    }  # fmt: skip
+        "kernel": "ConvolutionKernel",
+        "contrast": "ContrastBolusAgent",
+        "patient_position": "PatientPosition",
+        "thickness_mm": "SliceThickness",
+        "kvp": "KVP",
+        "manufacturer": "Manufacturer",
+    }
     values = {key: text(ds, keyword)[:64] for key, keyword in keys.items()}
     if values["contrast"]:
         values["contrast"] = "yes"  # the agent is free text; that there was one is what matters
@@ -268,13 +334,20 @@ def image_type(ds: Dataset, keyword: str) -> tuple[str, ...]:
 def incomplete(missing: list[str], where: str) -> ContainerError:
     """The refusal of a slice that lacks what every CT image has (row A13)."""
     return ContainerError(
-        "DICOM_CUT", "every CT image has its required attributes", expected=", ".join(missing), got="absent or unreadable",
-        path=where or None, hint="The file may be cut short; fetch it again.",
-    )  # fmt: skip
+        "DICOM_CUT",
+        "every CT image has its required attributes",
+        expected=", ".join(missing),
+        got="absent or unreadable",
+        path=where or None,
+        hint="The file may be cut short; fetch it again.",
+    )
 
 
 def _stored_value(ds: Dataset, keyword: str, allocated: int, signed: bool) -> int | None:
-    """A padding attribute as a stored value. Its VR is often the wrong one of US and SS, so only the bits count."""
+    """A padding attribute as a stored value.
+
+    Its VR is often the wrong one of US and SS, so only the bits count.
+    """
     try:
         value = ds.get(keyword)
     except Exception:

@@ -1,7 +1,7 @@
 """Which CT images lie in a folder or archive: every regular file is looked at, none is trusted by its name.
 
-A DICOMDIR is ignored (row A10), links that leave the folder, pipes and devices are refused (A19), litter is skipped
-and named (A18), everything that is not CT is listed once (D12).
+A DICOMDIR is ignored (row A10), links that leave the folder, pipes and devices are refused (A19), litter
+is skipped and named (A18), everything that is not CT is listed once (D12).
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 @dataclass(frozen=True)
 class Source:
-    """One file: `name` for errors shown to the user, its size, and how to read its first `n` bytes (-1: all)."""
+    """One file: `name` for errors shown to the user, its size, and how to read its first `n` bytes
+    (-1: all)."""
 
     name: str
     size: int
@@ -65,8 +66,13 @@ class Index:
         file = self.sources[source]
         content = read_whole(file, limits)
         if hashlib.sha256(content).hexdigest() != self.hashes[source]:
-            raise ContainerError("DICOM_CUT", "a file stays as it is while it is read", expected="the same bytes",
-                                 got="other bytes than a moment ago", path=file.name)  # fmt: skip
+            raise ContainerError(
+                "DICOM_CUT",
+                "a file stays as it is while it is read",
+                expected="the same bytes",
+                got="other bytes than a moment ago",
+                path=file.name,
+            )
         return guard(content, limits, file.name)
 
 
@@ -165,8 +171,13 @@ def read_whole(source: Source, limits: Limits) -> bytes:
         ContainerError: `DIMS_HUGE`, or `DICOM_CUT` when it cannot be read.
     """
     if source.size > limits.max_dicom_bytes:
-        raise ContainerError("DIMS_HUGE", "a DICOM file fits the budget", expected=f"<= {limits.max_dicom_bytes} bytes",
-                             got=f"{source.size} bytes", path=source.name)  # fmt: skip
+        raise ContainerError(
+            "DIMS_HUGE",
+            "a DICOM file fits the budget",
+            expected=f"<= {limits.max_dicom_bytes} bytes",
+            got=f"{source.size} bytes",
+            path=source.name,
+        )
     try:
         return source.read(-1)
     except OSError as error:
@@ -182,16 +193,36 @@ def _unplaced(note: Finding) -> Finding:
 
 def _remark(index: Index, docket: Docket) -> None:
     if index.skipped:
-        docket.add(Finding("NOT_AN_IMAGE", Level.NOTE, "a folder holds images only", got=_listed(index.skipped),
-                           hint="skipped"))  # fmt: skip
+        docket.add(
+            Finding(
+                "NOT_AN_IMAGE",
+                Level.NOTE,
+                "a folder holds images only",
+                got=_listed(index.skipped),
+                hint="skipped",
+            )
+        )
     if index.images:
         if index.not_ct:
-            docket.add(Finding("NOT_CT", Level.NOTE, "only CT images are read", expected="CT or Enhanced CT Image Storage",
-                               got=_listed(index.not_ct), hint="skipped"))  # fmt: skip
+            docket.add(
+                Finding(
+                    "NOT_CT",
+                    Level.NOTE,
+                    "only CT images are read",
+                    expected="CT or Enhanced CT Image Storage",
+                    got=_listed(index.not_ct),
+                    hint="skipped",
+                )
+            )
         return
     if index.not_ct:
-        raise ContainerError("NOT_CT", "there are CT images", expected="CT or Enhanced CT Image Storage",
-                             got=_listed(index.not_ct), path=docket.path)  # fmt: skip
+        raise ContainerError(
+            "NOT_CT",
+            "there are CT images",
+            expected="CT or Enhanced CT Image Storage",
+            got=_listed(index.not_ct),
+            path=docket.path,
+        )
     got = _listed(index.skipped) or ("an empty folder" if not index.sources else "nothing readable")
     raise ContainerError(
         "NOT_AN_IMAGE", "there are DICOM images", expected="CT images", got=got, path=docket.path
@@ -204,7 +235,10 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _folder_sources(folder: Path, docket: Docket, limits: Limits) -> list[Source]:
-    """Regular files below `folder`, sorted by name. No link is followed: a target inside is found by itself."""
+    """Regular files below `folder`, sorted by name.
+
+    No link is followed: a target inside is found by itself.
+    """
     root = folder.resolve()
     found: list[Source] = []
     for here, folders, names in os.walk(root, followlinks=False):
@@ -222,8 +256,13 @@ def _folder_sources(folder: Path, docket: Docket, limits: Limits) -> list[Source
             relative = path.relative_to(root).as_posix()
             found.append(Source(relative, path.stat().st_size, lambda n, p=path: _read(p, n)))  # type: ignore[misc]
             if len(found) > limits.max_files:
-                raise ContainerError("ARCHIVE_BOMB", "a folder stays within its budget",
-                                     expected=f"<= {limits.max_files} files", got="more", path=folder)  # fmt: skip
+                raise ContainerError(
+                    "ARCHIVE_BOMB",
+                    "a folder stays within its budget",
+                    expected=f"<= {limits.max_files} files",
+                    got="more",
+                    path=folder,
+                )
     return found
 
 
@@ -243,8 +282,15 @@ def _refuse_odd(path: Path) -> None:
 
 
 def _odd(name: str, kind: str) -> Finding:
-    return Finding("NOT_REGULAR", Level.REFUSE, "a folder holds regular files", "files and folders", kind, where=name,
-                   hint="Copy the images into a folder of their own.")  # fmt: skip
+    return Finding(
+        "NOT_REGULAR",
+        Level.REFUSE,
+        "a folder holds regular files",
+        "files and folders",
+        kind,
+        where=name,
+        hint="Copy the images into a folder of their own.",
+    )
 
 
 def _kind(mode: int) -> str:

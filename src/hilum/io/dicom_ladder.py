@@ -1,7 +1,7 @@
 """Positions of a stack -> the grid of the volume, from positions alone (rows C01, C02, C07, C09, C10, C12).
 
-SpacingBetweenSlices, SliceThickness, SliceLocation, GantryDetectorTilt and InstanceNumber are never believed; where
-they disagree with the positions that is noted.
+SpacingBetweenSlices, SliceThickness, SliceLocation, GantryDetectorTilt and InstanceNumber are never
+believed; where they disagree with the positions that is noted.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ class Ladder:
     """Which images make which slices of the volume, and where these lie.
 
     Args:
-        images: sorted along the normal. coords: place of each output slice among them; 2.5 lies between the third and
-            the fourth. geometry: of the output, source axes [columns, rows, slices]. tilted: the slice axis is sheared.
+        images: sorted along the normal. coords: place of each output slice among them; 2.5 lies
+            between the third and
+            the fourth. geometry: of the output, source axes [columns, rows, slices]. tilted: the
+            slice axis is sheared.
         filled: output slices that no image shows.
     """
 
@@ -51,7 +53,8 @@ def build_ladder(stack: Stack, docket: Docket, answers: Answers) -> Ladder:
     """The grid of a stack.
 
     Raises:
-        SeriesError: `SLICE_MISSING`, `GANTRY_TILT`, `SPACING_IRREGULAR`, `PIXELSPACING_CHANGE`, `FRAME_OF_REFERENCE`,
+        SeriesError: `SLICE_MISSING`, `GANTRY_TILT`, `SPACING_IRREGULAR`, `PIXELSPACING_CHANGE`,
+        `FRAME_OF_REFERENCE`,
             `TOO_FEW`, as the docket's mode says.
     """
     images = stack.images
@@ -81,8 +84,9 @@ def build_ladder(stack: Stack, docket: Docket, answers: Answers) -> Ladder:
 
 
 def _grid(images: Sequence[ImageHeader], step: float, shear: np.ndarray, count: int) -> Geometry:
-    """Affine from the first position, mean cosines, pixel spacing, and the step along the normal plus shear."""
-    cosines = np.mean([i.plane.orientation for i in images], axis=0)
+    """Affine from the first position, mean cosines, pixel spacing, and the step along the normal plus
+    shear."""
+    cosines = np.mean(np.array([i.plane.orientation for i in images]), axis=0)
     row = cosines[:3] / np.linalg.norm(cosines[:3])
     column = cosines[3:] - (cosines[3:] @ row) * row
     column /= np.linalg.norm(column)
@@ -104,28 +108,67 @@ def _check_constant(images: Sequence[ImageHeader], docket: Docket) -> None:
             for i, s in zip(images, spacings, strict=True)
             if not np.allclose(s, np.median(spacings, axis=0), rtol=1e-4)
         ]
-        docket.add(Finding("PIXELSPACING_CHANGE", Level.REFUSE, "pixel spacing is the same in all slices",
-                           expected=f"{np.median(spacings, axis=0).tolist()} mm",
-                           got=f"{spacings.min(axis=0).tolist()} to {spacings.max(axis=0).tolist()} mm",
-                           hint=f"Odd: {', '.join(odd[:4])}"), SeriesError)  # fmt: skip
+        docket.add(
+            Finding(
+                "PIXELSPACING_CHANGE",
+                Level.REFUSE,
+                "pixel spacing is the same in all slices",
+                expected=f"{np.median(spacings, axis=0).tolist()} mm",
+                got=f"{spacings.min(axis=0).tolist()} to {spacings.max(axis=0).tolist()} mm",
+                hint=f"Odd: {', '.join(odd[:4])}",
+            ),
+            SeriesError,
+        )
     frames = {i.frame_uid for i in images}
     if len(frames) > 1:
-        docket.add(Finding("FRAME_OF_REFERENCE", Level.REFUSE, "all slices share one frame of reference", "one UID",
-                           f"{len(frames)} UIDs"), SeriesError)  # fmt: skip
+        docket.add(
+            Finding(
+                "FRAME_OF_REFERENCE",
+                Level.REFUSE,
+                "all slices share one frame of reference",
+                "one UID",
+                f"{len(frames)} UIDs",
+            ),
+            SeriesError,
+        )
     jitter = max(angle_rad(i, images[0]) for i in images)
     if jitter > 1e-6:
-        docket.add(Finding("IOP_JITTER", Level.NOTE, "orientations agree", "<= 1e-6 rad", f"{jitter:.2g} rad",
-                           "mean orientation taken"))  # fmt: skip
+        docket.add(
+            Finding(
+                "IOP_JITTER",
+                Level.NOTE,
+                "orientations agree",
+                "<= 1e-6 rad",
+                f"{jitter:.2g} rad",
+                "mean orientation taken",
+            )
+        )
 
 
 def _note_order(images: Sequence[ImageHeader], docket: Docket) -> None:
     numbers = [i.number for i in images if i.number is not None]
     if len(numbers) > 1 and numbers not in (sorted(numbers), sorted(numbers, reverse=True)):
-        docket.add(Finding("ORDER", Level.NOTE, "instance numbers follow position", "rising or falling numbers", "shuffled",
-                           "sorted by position"))  # fmt: skip
+        docket.add(
+            Finding(
+                "ORDER",
+                Level.NOTE,
+                "instance numbers follow position",
+                "rising or falling numbers",
+                "shuffled",
+                "sorted by position",
+            )
+        )
     if plane_name(images[0]) != "axial":
-        docket.add(Finding("REFORMAT", Level.NOTE, "slices are axial", "axial", plane_name(images[0]),
-                           "reoriented through the affine"))  # fmt: skip
+        docket.add(
+            Finding(
+                "REFORMAT",
+                Level.NOTE,
+                "slices are axial",
+                "axial",
+                plane_name(images[0]),
+                "reoriented through the affine",
+            )
+        )
 
 
 def _even(steps: np.ndarray) -> bool:
@@ -149,20 +192,34 @@ def _split_at_gaps(
     at = int(gaps.argmax())
     answered = answers.split or answers.fill >= gaps.max()
     docket.add(
-        Finding("SLICE_MISSING", Level.NOTE if answered else Level.ASK, "no slice is missing",
-                expected=f"{np.median(steps):.4g} mm between slices",
-                got=f"{missing} missing, first gap {steps[at]:.4g} mm between {images[at].label} and {images[at + 1].label}",
-                hint="longest run without a gap read" if answers.split else "interpolated, marked not valid" if answered
-                else f"Fetch the series again, read the longest run (--split), or interpolate (--fill {gaps.max()})."),
+        Finding(
+            "SLICE_MISSING",
+            Level.NOTE if answered else Level.ASK,
+            "no slice is missing",
+            expected=f"{np.median(steps):.4g} mm between slices",
+            got=f"{missing} missing, first gap {steps[at]:.4g} mm between "
+            f"{images[at].label} and {images[at + 1].label}",
+            hint="longest run without a gap read"
+            if answers.split
+            else "interpolated, marked not valid"
+            if answered
+            else "Fetch the series again, read the longest run (--split), "
+            f"or interpolate (--fill {gaps.max()}).",
+        ),
         SeriesError,
-    )  # fmt: skip
+    )
     if answered and not answers.split:
         return images
     runs = np.split(np.arange(len(images)), np.flatnonzero(gaps) + 1)
     longest = max(runs, key=len)
     if len(longest) < MIN_SLICES:
-        raise SeriesError("TOO_FEW", "a volume has slices", expected=f">= {MIN_SLICES} slices without a gap",
-                          got=f"{len(longest)}", path=docket.path)  # fmt: skip
+        raise SeriesError(
+            "TOO_FEW",
+            "a volume has slices",
+            expected=f">= {MIN_SLICES} slices without a gap",
+            got=f"{len(longest)}",
+            path=docket.path,
+        )
     docket.will(f"read {len(longest)} of {len(images)} slices: the longest run without a gap")
     return images[longest[0] : longest[-1] + 1]
 
@@ -180,10 +237,15 @@ def _gaps(steps: np.ndarray) -> np.ndarray | None:
 
 def _irregular(steps: np.ndarray, answers: Answers) -> Finding:
     return Finding(
-        "SPACING_IRREGULAR", Level.NOTE if answers.regrid else Level.ASK, "slices lie at even distances",
-        expected=f"{np.median(steps):.4g} mm between slices", got=f"{steps.min():.4g} to {steps.max():.4g} mm",
-        hint="resampled at true positions" if answers.regrid else "Allow resampling at true positions with --regrid.",
-    )  # fmt: skip
+        "SPACING_IRREGULAR",
+        Level.NOTE if answers.regrid else Level.ASK,
+        "slices lie at even distances",
+        expected=f"{np.median(steps):.4g} mm between slices",
+        got=f"{steps.min():.4g} to {steps.max():.4g} mm",
+        hint="resampled at true positions"
+        if answers.regrid
+        else "Allow resampling at true positions with --regrid.",
+    )
 
 
 def _wanted_offsets(offsets: np.ndarray, step: float, answers: Answers) -> np.ndarray:
@@ -205,26 +267,55 @@ def _shear(images: Sequence[ImageHeader], offsets: np.ndarray, docket: Docket) -
     shear = drift[-1] / (offsets[-1] - offsets[0])
     off = float(np.linalg.norm(drift - np.outer(offsets - offsets[0], shear), axis=1).max())
     if off > STRAIGHT_MM:
-        docket.add(Finding("SPACING_IRREGULAR", Level.REFUSE, "slice positions lie on one straight line",
-                           f"within {STRAIGHT_MM} mm", f"{off:.3g} mm off"), SeriesError)  # fmt: skip
+        docket.add(
+            Finding(
+                "SPACING_IRREGULAR",
+                Level.REFUSE,
+                "slice positions lie on one straight line",
+                f"within {STRAIGHT_MM} mm",
+                f"{off:.3g} mm off",
+            ),
+            SeriesError,
+        )
     return np.asarray(shear - normal * (shear @ normal))
 
 
 def _tilt_finding(shear: np.ndarray, answers: Answers) -> Finding:
     degrees = float(np.degrees(np.arctan(np.linalg.norm(shear))))
     return Finding(
-        "GANTRY_TILT", Level.NOTE if answers.rectify else Level.ASK, "slices are stacked at right angles",
-        expected="< 0.06 degrees", got=f"{degrees:.2f} degrees",
-        hint="resampled onto straight axes" if answers.rectify else "Allow resampling onto straight axes with --rectify.",
-    )  # fmt: skip
+        "GANTRY_TILT",
+        Level.NOTE if answers.rectify else Level.ASK,
+        "slices are stacked at right angles",
+        expected="< 0.06 degrees",
+        got=f"{degrees:.2f} degrees",
+        hint="resampled onto straight axes"
+        if answers.rectify
+        else "Allow resampling onto straight axes with --rectify.",
+    )
 
 
 def _note_thickness(image: ImageHeader, step: float, docket: Docket) -> None:
     declared, thickness = image.plane.declared_step, image.plane.thickness
     if declared is not None and abs(abs(declared) - step) > 0.05 * step:
-        docket.add(Finding("THICKNESS_TRAP", Level.NOTE, "SpacingBetweenSlices is the distance of positions",
-                           f"{step:.4g} mm", f"{declared:.4g} mm", "positions taken"))  # fmt: skip
+        docket.add(
+            Finding(
+                "THICKNESS_TRAP",
+                Level.NOTE,
+                "SpacingBetweenSlices is the distance of positions",
+                f"{step:.4g} mm",
+                f"{declared:.4g} mm",
+                "positions taken",
+            )
+        )
     elif thickness is not None and thickness > 0 and abs(thickness - step) > 0.05 * step:
         what = "overlap" if thickness > step else "leave gaps"
-        docket.add(Finding("THICKNESS_TRAP", Level.NOTE, "slices are as thick as they are apart", f"{step:.4g} mm",
-                           f"{thickness:.4g} mm thick: they {what}", "positions taken"))  # fmt: skip
+        docket.add(
+            Finding(
+                "THICKNESS_TRAP",
+                Level.NOTE,
+                "slices are as thick as they are apart",
+                f"{step:.4g} mm",
+                f"{thickness:.4g} mm thick: they {what}",
+                "positions taken",
+            )
+        )

@@ -1,10 +1,10 @@
 """Stored pixels of CT images: bytes -> numbers -> HU, with what was not scanned kept apart.
 
-Uncompressed data is taken straight from the bytes; compressed data goes through pydicom's decoders, and a frame must
-end with its own end marker before any decoder sees it, since decoders fill what is missing.
+Uncompressed data is taken straight from the bytes; compressed data goes through pydicom's decoders, and a
+frame must end with its own end marker before any decoder sees it, since decoders fill what is missing.
 
-Supported transfer syntaxes: see `SUPPORTED`. Sources: DICOM PS3.5 8 (pixel encoding), PS3.3 C.7.5.1.1.2 (padding),
-C.11.1 (modality LUT: HU = stored * slope + intercept).
+Supported transfer syntaxes: see `SUPPORTED`. Sources: DICOM PS3.5 8 (pixel encoding), PS3.3 C.7.5.1.1.2
+(padding), C.11.1 (modality LUT: HU = stored * slope + intercept).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Integer
@@ -44,7 +45,8 @@ SUPPORTED: dict[str, tuple[str, str, bool]] = {
 }
 """UID -> name, the package whose decoder reads it ("" for none), and whether it is lossless by definition.
 
-One decoder each, none as a fallback: on damaged bytes pylibjpeg-rle panics and GDCM aborts the process, so GDCM is left
+One decoder each, none as a fallback: on damaged bytes pylibjpeg-rle panics and GDCM aborts the process, so
+GDCM is left
 to what nothing else decodes, and RLE to pydicom itself.
 """
 
@@ -82,32 +84,62 @@ def check_form(header: ImageHeader, syntax: str, where: str = "") -> None:
     """
     form = header.pixels
     if syntax not in SUPPORTED:
-        raise PixelError("EXOTIC_SYNTAX", "the transfer syntax is a supported one",
-                         expected=", ".join(sorted(name for name, _, _ in SUPPORTED.values())),
-                         got=plain_uid(syntax).name[:80], path=where or None,
-                         hint="Convert the series to Explicit VR Little Endian.")  # fmt: skip
+        raise PixelError(
+            "EXOTIC_SYNTAX",
+            "the transfer syntax is a supported one",
+            expected=", ".join(sorted(name for name, _, _ in SUPPORTED.values())),
+            got=plain_uid(syntax).name[:80],
+            path=where or None,
+            hint="Convert the series to Explicit VR Little Endian.",
+        )
     name, package, _ = SUPPORTED[syntax]
     if package and plugin_of(syntax) not in get_decoder(plain_uid(syntax)).available_plugins:
-        raise PixelError("CODEC_MISSING", f"a decoder for {name} is installed", expected=package, got="none",
-                         path=where or None, hint=f"pip install {package}")  # fmt: skip
+        raise PixelError(
+            "CODEC_MISSING",
+            f"a decoder for {name} is installed",
+            expected=package,
+            got="none",
+            path=where or None,
+            hint=f"pip install {package}",
+        )
     if (
         syntax == JPEG_EXTENDED
         and form.stored > 8
         and "pylibjpeg" not in get_decoder(plain_uid(syntax)).available_plugins
     ):
-        raise PixelError("CODEC_MISSING", "a decoder for 12-bit JPEG is installed", expected="pylibjpeg-libjpeg (GPL)",
-                         got="none", path=where or None, hint="pip install pylibjpeg-libjpeg")  # fmt: skip
+        raise PixelError(
+            "CODEC_MISSING",
+            "a decoder for 12-bit JPEG is installed",
+            expected="pylibjpeg-libjpeg (GPL)",
+            got="none",
+            path=where or None,
+            hint="pip install pylibjpeg-libjpeg",
+        )
     if form.photometric == "MONOCHROME1":
-        raise PixelError("MONOCHROME1", "CT grey values grow with density", expected="MONOCHROME2",
-                         got="MONOCHROME1", path=where or None)  # fmt: skip
+        raise PixelError(
+            "MONOCHROME1",
+            "CT grey values grow with density",
+            expected="MONOCHROME2",
+            got="MONOCHROME1",
+            path=where or None,
+        )
     if form.photometric != "MONOCHROME2" or form.samples != 1:
-        raise PixelError("NOT_CT", "a CT image has one grey value per pixel", expected="MONOCHROME2, 1 sample",
-                         got=f"{form.photometric[:32]}, {form.samples} samples", path=where or None)  # fmt: skip
+        raise PixelError(
+            "NOT_CT",
+            "a CT image has one grey value per pixel",
+            expected="MONOCHROME2, 1 sample",
+            got=f"{form.photometric[:32]}, {form.samples} samples",
+            path=where or None,
+        )
     fits = form.allocated in (8, 16, 32) and 1 <= form.stored <= form.high_bit + 1 <= form.allocated
     if not fits:
-        raise PixelError("HIGH_BITS", "stored bits lie inside the allocated ones", expected="1 <= stored <= high bit + 1 <= "
-                         "allocated, one of 8, 16, 32", got=f"stored {form.stored}, high bit {form.high_bit}, "
-                         f"allocated {form.allocated}", path=where or None)  # fmt: skip
+        raise PixelError(
+            "HIGH_BITS",
+            "stored bits lie inside the allocated ones",
+            expected="1 <= stored <= high bit + 1 <= allocated, one of 8, 16, 32",
+            got=f"stored {form.stored}, high bit {form.high_bit}, allocated {form.allocated}",
+            path=where or None,
+        )
 
 
 @dataclass(frozen=True)
@@ -138,8 +170,13 @@ def decode_frames(guarded: Guarded, headers: Sequence[ImageHeader], where: str =
         "1.2.840.10008.1.2.2",
         "1.2.840.10008.1.2.1.99",
     ):
-        raise PixelError("EXOTIC_SYNTAX", "compressed data comes with a compressed transfer syntax",
-                         expected="data of defined length", got=guarded.syntax.name, path=where or None)  # fmt: skip
+        raise PixelError(
+            "EXOTIC_SYNTAX",
+            "compressed data comes with a compressed transfer syntax",
+            expected="data of defined length",
+            got=guarded.syntax.name,
+            path=where or None,
+        )
     parts = _split(guarded, frames, where)
     return [_decompress(parts[h.frame], guarded.syntax, h.pixels, where) for h in headers]
 
@@ -162,7 +199,8 @@ def to_hu(image: Stored, form: PixelForm, slope: float, intercept: float) -> Dec
 
 
 def j2k_mismatch(guarded: Guarded, header: ImageHeader) -> str:
-    """How the JPEG 2000 codestream disagrees with the header on sign or bits (row D07); "" when it does not."""
+    """How the JPEG 2000 codestream disagrees with the header on sign or bits (row D07); "" when it
+    does not."""
     if guarded.syntax not in J2K_UIDS or not guarded.encapsulated():
         return ""
     value = guarded.value(PIXEL_DATA) or b""
@@ -174,18 +212,25 @@ def j2k_mismatch(guarded: Guarded, header: ImageHeader) -> str:
     if (signed, bits) == (header.pixels.signed, header.pixels.stored):
         return ""
     kinds = {True: "signed", False: "unsigned"}
-    return f"codestream {bits} bit {kinds[signed]}, header {header.pixels.stored} bit {kinds[header.pixels.signed]}"
+    form = header.pixels
+    return f"codestream {bits} bit {kinds[signed]}, header {form.stored} bit {kinds[form.signed]}"
 
 
 def _native(guarded: Guarded, form: PixelForm, frames: int, where: str) -> np.ndarray:
-    """Uncompressed pixels as [frames, rows, columns]; the length must be exactly right, one pad byte apart."""
+    """Uncompressed pixels as [frames, rows, columns]; the length must be exactly right, one pad byte
+    apart."""
     raw = guarded.value(PIXEL_DATA) or b""
     wanted = form.rows * form.columns * frames * form.allocated // 8
     if len(raw) < wanted:
         raise short(f"{wanted} bytes", f"{len(raw)} bytes", where)
     if len(raw) > wanted + wanted % 2:
-        raise PixelError("LENGTH_OVERRUN", "pixel data is rows x columns x frames x bytes long",
-                         expected=f"{wanted} bytes", got=f"{len(raw)} bytes", path=where or None)  # fmt: skip
+        raise PixelError(
+            "LENGTH_OVERRUN",
+            "pixel data is rows x columns x frames x bytes long",
+            expected=f"{wanted} bytes",
+            got=f"{len(raw)} bytes",
+            path=where or None,
+        )
     kind = ("<" if guarded.little else ">") + ("i" if form.signed else "u") + str(form.allocated // 8)
     return np.frombuffer(raw, dtype=kind, count=wanted // (form.allocated // 8)).reshape(
         frames, form.rows, form.columns
@@ -193,7 +238,8 @@ def _native(guarded: Guarded, form: PixelForm, frames: int, where: str) -> np.nd
 
 
 def _meaningful_bits(values: np.ndarray, form: PixelForm) -> Stored:
-    """Native-endian values of the stored bits only: overlay bits above or below them are dropped (row D11)."""
+    """Native-endian values of the stored bits only: overlay bits above or below them are dropped (row
+    D11)."""
     native = values.astype(values.dtype.newbyteorder("="))
     if form.stored == form.allocated:
         return Stored(native, False)
@@ -238,11 +284,8 @@ def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a decoder that has to guess has not decoded
             array, _ = get_decoder(syntax).as_array(
-                encapsulate([part]), raw=True, index=0, rows=form.rows, columns=form.columns, samples_per_pixel=1,
-                photometric_interpretation="MONOCHROME2", bits_allocated=form.allocated, bits_stored=form.stored,
-                pixel_representation=int(form.signed), number_of_frames=1, pixel_keyword="PixelData",
-                decoding_plugin=plugin_of(syntax),
-            )  # fmt: skip
+                encapsulate([part]), raw=True, index=0, decoding_plugin=plugin_of(syntax), **_options(form)
+            )
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a Rust decoder panics with an exception of its own, no Exception
@@ -255,6 +298,21 @@ def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored
     return (
         _meaningful_bits(array, form) if array.dtype.itemsize * 8 == form.allocated else Stored(array, False)
     )
+
+
+def _options(form: PixelForm) -> dict[str, Any]:
+    """One frame of this layout, in pydicom's words."""
+    return {
+        "rows": form.rows,
+        "columns": form.columns,
+        "samples_per_pixel": 1,
+        "photometric_interpretation": "MONOCHROME2",
+        "bits_allocated": form.allocated,
+        "bits_stored": form.stored,
+        "pixel_representation": int(form.signed),
+        "number_of_frames": 1,
+        "pixel_keyword": "PixelData",
+    }
 
 
 def plugin_of(syntax: str) -> str:
@@ -330,5 +388,11 @@ def _declared_padding(
 
 def short(expected: str, got: str, where: str = "") -> PixelError:
     """The refusal of pixel data that is not all there (row D09)."""
-    return PixelError("PIXELS_SHORT", "pixel data is complete", expected=expected, got=got, path=where or None,
-                      hint="The file may be cut short; fetch it again.")  # fmt: skip
+    return PixelError(
+        "PIXELS_SHORT",
+        "pixel data is complete",
+        expected=expected,
+        got=got,
+        path=where or None,
+        hint="The file may be cut short; fetch it again.",
+    )

@@ -1,8 +1,9 @@
-"""A folder, zip or file of DICOM -> one CT volume whose geometry comes from positions and whose HU come per slice.
+"""A folder, zip or file of DICOM -> one CT volume whose geometry comes from positions and whose HU come per
+slice.
 
-The steps, each in a file of its own: index (which CT images are there), stacks (which belong together, which one is
-meant), ladder (where the slices lie), pixels (stored values -> HU). Slices are decoded one after another: the decoders
-hold the interpreter lock, two threads measured no faster than one.
+The steps, each in a file of its own: index (which CT images are there), stacks (which belong together,
+which one is meant), ladder (where the slices lie), pixels (stored values -> HU). Slices are decoded one
+after another: the decoders hold the interpreter lock, two threads measured no faster than one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from hilum.io.dicom_index import Index, index_images, open_sources
 from hilum.io.dicom_ladder import Ladder, build_ladder
 from hilum.io.dicom_pixels import NOT_SCANNED_HU, DecodedImage, check_form, decode_frames, j2k_mismatch, to_hu
 from hilum.io.dicom_remarks import remark_on_series, rescale_of
-from hilum.io.dicom_stack import choose, find_stacks
+from hilum.io.dicom_stack import SameImage, choose, find_stacks
 from hilum.io.hashing import sha256_of_parts
 from hilum.io.limits import Answers, Limits, Mode
 from hilum.io.values import judge_values, scanned_mask
@@ -47,7 +48,8 @@ def read_series(
         docket: where findings are recorded; given by an inspection, which then sets the mode.
 
     Returns:
-        HU in float32; source axes are [columns, rows, slices along the normal]; `provenance.slices` has one entry per
+        HU in float32; source axes are [columns, rows, slices along the normal]; `provenance.slices`
+        has one entry per
         source slice (an interpolated slice names its nearest image).
 
     Raises:
@@ -82,7 +84,7 @@ def inspect_series(
     return Inspection.of(docket, mode, None)
 
 
-def _same_pixels(index: Index, limits: Limits):  # noqa: ANN202 - a closure of type dicom_stack.SameImage
+def _same_pixels(index: Index, limits: Limits) -> SameImage:
     """Whether two images hold the same pixels and mean the same HU by them; files are read again to see."""
 
     def same(a: ImageHeader, b: ImageHeader) -> bool:
@@ -137,9 +139,13 @@ RULES = {
 
 
 def _decode_file(
-    source: int, images: Sequence[ImageHeader], index: Index, answers: Answers, limits: Limits,
+    source: int,
+    images: Sequence[ImageHeader],
+    index: Index,
+    answers: Answers,
+    limits: Limits,
     remarks: Counter[tuple[str, str]],
-) -> list[DecodedImage]:  # fmt: skip
+) -> list[DecodedImage]:
     name = index.sources[source].name
     for image in images:
         check_form(image, index.syntaxes[source], name)
@@ -156,14 +162,23 @@ def _check_extreme(hu: np.ndarray, docket: Docket) -> None:
     """D04: what no scanner measures comes from an absurd rescale."""
     low, high = float(hu.min()), float(hu.max())
     if low < -100_000 or high > 100_000:
-        docket.add(Finding("SLOPE_ABSURD", Level.REFUSE, "HU lie in the range of CT", "-100000 to 100000 HU",
-                           f"{low:g} to {high:g} HU"), PixelError)  # fmt: skip
+        docket.add(
+            Finding(
+                "SLOPE_ABSURD",
+                Level.REFUSE,
+                "HU lie in the range of CT",
+                "-100000 to 100000 HU",
+                f"{low:g} to {high:g} HU",
+            ),
+            PixelError,
+        )
 
 
 def _climb(
     hu: np.ndarray, valid: np.ndarray | None, ladder: Ladder, docket: Docket
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images -> output slices: a copy where every rung is an image, linear interpolation along the normal elsewhere."""
+    """Images -> output slices: a copy where every rung is an image, linear interpolation along the
+    normal elsewhere."""
     if valid is not None:
         valid = np.moveaxis(valid, 0, 2).transpose(1, 0, 2)
     coords = np.array(ladder.coords)
@@ -182,9 +197,14 @@ def _climb(
 
 
 def _finish(
-    hu: np.ndarray, valid: np.ndarray | None, ladder: Ladder, index: Index, docket: Docket, answers: Answers,
+    hu: np.ndarray,
+    valid: np.ndarray | None,
+    ladder: Ladder,
+    index: Index,
+    docket: Docket,
+    answers: Answers,
     limits: Limits,
-) -> CTVolume:  # fmt: skip
+) -> CTVolume:
     """Undeclared padding, values, tilt, provenance."""
     geometry = ladder.geometry
     scanned = scanned_mask(hu)
@@ -233,7 +253,8 @@ def _straighten(
 
 
 def _slice_refs(ladder: Ladder) -> tuple[SliceRef, ...]:
-    """The stored image of every output slice, with the place of that image; the nearest one where none lies there."""
+    """The stored image of every output slice, with the place of that image; the nearest one where
+    none lies there."""
     refs = []
     for coord in ladder.coords:
         image = ladder.images[round(coord)]

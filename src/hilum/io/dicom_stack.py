@@ -1,7 +1,7 @@
 """Images -> stacks that may be volumes, and the choice of one (rows C03-C06, C08, C11, C13, C16, C20).
 
-A series is split by orientation, matrix and, where positions collide or interleave, by acquisition. What is split off
-is named. Several stacks that could each be read are a question to the user, never a guess.
+A series is split by orientation, matrix and, where positions collide or interleave, by acquisition. What
+is split off is named. Several stacks that could each be read are a question to the user, never a guess.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ SameImage = Callable[[ImageHeader, ImageHeader], bool]
 
 @dataclass(frozen=True)
 class Stack:
-    """Images that may be the slices of one volume: one series, orientation, matrix and phase; sorted by position.
+    """Images that may be the slices of one volume: one series, orientation, matrix and phase; sorted by
+    position.
 
     Args:
         images: sorted along the normal. split: what sets it apart within its series, "" for a whole series.
@@ -83,7 +84,8 @@ def axes_of(image: ImageHeader) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def offsets_mm(images: Sequence[ImageHeader]) -> np.ndarray:
-    """Position along the normal of the first image, mm; the only thing slices are ever sorted by (row C09)."""
+    """Position along the normal of the first image, mm; the only thing slices are ever sorted by (row
+    C09)."""
     normal = axes_of(images[0])[2]
     return np.array([np.dot(i.plane.position or (0.0, 0.0, 0.0), normal) for i in images])
 
@@ -115,8 +117,14 @@ def find_stacks(images: Sequence[ImageHeader], same: SameImage, docket: Docket) 
             failures.append((len(members), split.findings[-1]))
     if not stacks:
         worst = max(failures, key=lambda f: f[0])[1]
-        raise SeriesError(worst.code, worst.rule, expected=worst.expected, got=worst.got, hint=worst.hint or None,
-                          path=docket.path)  # fmt: skip
+        raise SeriesError(
+            worst.code,
+            worst.rule,
+            expected=worst.expected,
+            got=worst.got,
+            hint=worst.hint or None,
+            path=docket.path,
+        )
     docket.add([replace(f, level=Level.NOTE, hint="this series was passed over") for _, f in failures])
     return stacks
 
@@ -136,19 +144,35 @@ def choose(stacks: list[Stack], docket: Docket, answers: Answers) -> Stack:
     if answers.series is not None:
         fits = [s for s, row in zip(stacks, rows, strict=True) if _named(row, str(answers.series))]
         if not fits:
-            raise UsageError("ANSWER_INVALID", "--series names one of the candidates", got=str(answers.series)[:64],
-                             expected=_table(rows))  # fmt: skip
+            raise UsageError(
+                "ANSWER_INVALID",
+                "--series names one of the candidates",
+                got=str(answers.series)[:64],
+                expected=_table(rows),
+            )
     if len(fits) == 1:
         if len(stacks) > 1:
-            docket.add(Finding(fits[0].code, Level.NOTE, "one series is read", got=f"{len(stacks)} candidates",
-                               hint=f"--series chose {rows[stacks.index(fits[0])]['choice']}"))  # fmt: skip
+            docket.add(
+                Finding(
+                    fits[0].code,
+                    Level.NOTE,
+                    "one series is read",
+                    got=f"{len(stacks)} candidates",
+                    hint=f"--series chose {rows[stacks.index(fits[0])]['choice']}",
+                )
+            )
         return fits[0]
     one_series = len({s.images[0].series_uid for s in fits}) == 1
     docket.add(
-        Finding(fits[0].code if one_series else "SERIES_MANY", Level.ASK, "one series is read, and it is clear which",
-                expected="one candidate", got=f"{len(fits)} candidates",
-                hint=f"Choose with --series (UID, series number, or #n of this table): {_table(rows)}")
-    )  # fmt: skip
+        Finding(
+            fits[0].code if one_series else "SERIES_MANY",
+            Level.ASK,
+            "one series is read, and it is clear which",
+            expected="one candidate",
+            got=f"{len(fits)} candidates",
+            hint=f"Choose with --series (UID, series number, or #n of this table): {_table(rows)}",
+        )
+    )
     return min(fits, key=_preference)
 
 
@@ -171,32 +195,46 @@ def _table(rows: list[dict[str, Any]]) -> str:
         spacing = "x".join(f"{v:g}" for v in row["spacing_mm"])
         number = "" if row["series_number"] is None else f" series {row['series_number']}"
         extra = " ".join(p for p in (row["kernel"], row["split"], row["series_uid"][-12:]) if p)
-        return f"{row['choice']}{number}: {row['images']} {row['plane']} images {row['matrix']}, {spacing} mm, {extra}"
+        size = f"{row['images']} {row['plane']} images {row['matrix']}, {spacing} mm"
+        return f"{row['choice']}{number}: {size}, {extra}"
 
     shown = "; ".join(line(r) for r in rows[:20])
     return shown + (f"; and {len(rows) - 20} more" if len(rows) > 20 else "")
 
 
 def _split_series(images: list[ImageHeader], same: SameImage) -> _Split:
-    """One series into stacks, with what was dropped or went wrong on the way (the reason last when none is left)."""
+    """One series into stacks, with what was dropped or went wrong on the way (the reason last when
+    none is left)."""
     split = _Split()
     images = _without_localizers(images, split)
     if not images:
         return split
     bad = [i for i in images if not _placed(i)]
     if bad:
-        split.findings.append(Finding(
-            "NO_GEOMETRY", Level.REFUSE, "every image has a position, an orientation and a pixel spacing",
-            expected="ImagePositionPatient, ImageOrientationPatient (unit vectors at right angles), PixelSpacing > 0",
-            got=f"{len(bad)} of {len(images)} images without, first {bad[0].label}"))  # fmt: skip
+        split.findings.append(
+            Finding(
+                "NO_GEOMETRY",
+                Level.REFUSE,
+                "every image has a position, an orientation and a pixel spacing",
+                expected="ImagePositionPatient, ImageOrientationPatient (unit, at right angles), PixelSpacing",
+                got=f"{len(bad)} of {len(images)} images without, first {bad[0].label}",
+            )
+        )
         return split
     clusters = _clusters(images)
     large = [c for c in clusters if len(c) >= MIN_SLICES]
     if not large:
-        split.findings.append(Finding(
-            "TOO_FEW", Level.REFUSE, "a volume has slices", expected=f">= {MIN_SLICES} slices",
-            got=f"{len(images)} in {len(clusters)} orientations or matrix sizes" if len(clusters) > 1
-            else f"{len(images)}"))  # fmt: skip
+        split.findings.append(
+            Finding(
+                "TOO_FEW",
+                Level.REFUSE,
+                "a volume has slices",
+                expected=f">= {MIN_SLICES} slices",
+                got=f"{len(images)} in {len(clusters)} orientations or matrix sizes"
+                if len(clusters) > 1
+                else f"{len(images)}",
+            )
+        )
         return split
     split.findings.extend(_stray(c, large[0]) for c in clusters if len(c) < MIN_SLICES)
     for cluster in large:
@@ -216,8 +254,15 @@ def _without_localizers(images: list[ImageHeader], split: _Split) -> list[ImageH
     scouts = [i for i in images if "LOCALIZER" in i.image_type]
     if scouts:
         names = ", ".join(i.label for i in scouts[:4])
-        split.findings.append(Finding("LOCALIZER", Level.NOTE, "a localizer is no slice", got=f"{len(scouts)}: {names}",
-                                      hint="dropped"))  # fmt: skip
+        split.findings.append(
+            Finding(
+                "LOCALIZER",
+                Level.NOTE,
+                "a localizer is no slice",
+                got=f"{len(scouts)}: {names}",
+                hint="dropped",
+            )
+        )
     return [i for i in images if "LOCALIZER" not in i.image_type]
 
 
@@ -250,7 +295,7 @@ def angle_rad(a: ImageHeader, b: ImageHeader) -> float:
     """Largest angle between the rows or the columns of two images, radians."""
     first, second = np.array(a.plane.orientation), np.array(b.plane.orientation)
     chords = [np.linalg.norm(first[:3] - second[:3]), np.linalg.norm(first[3:] - second[3:])]
-    return float(2 * np.arcsin(min(1.0, max(chords) / 2)))
+    return float(2 * np.arcsin(min(1.0, float(max(chords)) / 2)))
 
 
 def _difference(a: ImageHeader, b: ImageHeader) -> str:
@@ -266,13 +311,22 @@ def _stray(cluster: list[ImageHeader], main: list[ImageHeader]) -> Finding:
     code = _difference(cluster[0], main[0])
     names = ", ".join(i.label for i in cluster)
     what = {
-        "LOCALIZER": (Level.NOTE, "all images of a stack look the same way",
-                      f"{np.degrees(angle_rad(cluster[0], main[0])):.0f} degrees off: {names}"),
-        "MATRIX_CHANGE": (Level.REPAIR, "all images of a stack have one matrix",
-                          f"{cluster[0].pixels.columns}x{cluster[0].pixels.rows}: {names}"),
-        "IOP_JITTER": (Level.REPAIR, f"orientations agree within {SAME_ORIENTATION_RAD:g} rad",
-                       f"{angle_rad(cluster[0], main[0]):.2g} rad: {names}"),
-    }[code]  # fmt: skip
+        "LOCALIZER": (
+            Level.NOTE,
+            "all images of a stack look the same way",
+            f"{np.degrees(angle_rad(cluster[0], main[0])):.0f} degrees off: {names}",
+        ),
+        "MATRIX_CHANGE": (
+            Level.REPAIR,
+            "all images of a stack have one matrix",
+            f"{cluster[0].pixels.columns}x{cluster[0].pixels.rows}: {names}",
+        ),
+        "IOP_JITTER": (
+            Level.REPAIR,
+            f"orientations agree within {SAME_ORIENTATION_RAD:g} rad",
+            f"{angle_rad(cluster[0], main[0]):.2g} rad: {names}",
+        ),
+    }[code]
     return Finding(code, what[0], what[1], got=what[2], hint="split off")
 
 
@@ -281,9 +335,15 @@ def _split_phases(images: list[ImageHeader], label: str, code: str, same: SameIm
     offsets = offsets_mm(images)
     ordered = [images[i] for i in np.argsort(offsets, kind="stable")]
     if np.ptp(offsets) < SAME_PLACE_MM:
-        split.findings.append(Finding(
-            "POSITION_CONSTANT", Level.REFUSE, "slices lie at different places", expected="positions that differ",
-            got=f"{len(images)} images within {np.ptp(offsets):.3g} mm"))  # fmt: skip
+        split.findings.append(
+            Finding(
+                "POSITION_CONSTANT",
+                Level.REFUSE,
+                "slices lie at different places",
+                expected="positions that differ",
+                got=f"{len(images)} images within {np.ptp(offsets):.3g} mm",
+            )
+        )
         return
     ordered = _without_twins(ordered, same, split)
     if _regular(ordered):
@@ -302,9 +362,15 @@ def _split_phases(images: list[ImageHeader], label: str, code: str, same: SameIm
             return
     collisions = int(np.count_nonzero(np.diff(offsets_mm(ordered)) < SAME_PLACE_MM))
     if collisions:
-        split.findings.append(Finding(
-            "PHASES_MIXED", Level.REFUSE, "one image lies at one place", expected="acquisition number or time that tells "
-            "the phases apart", got=f"{collisions} places with several different images"))  # fmt: skip
+        split.findings.append(
+            Finding(
+                "PHASES_MIXED",
+                Level.REFUSE,
+                "one image lies at one place",
+                expected="acquisition number or time that tells the phases apart",
+                got=f"{collisions} places with several different images",
+            )
+        )
         return
     split.stacks.append(Stack(tuple(ordered), label, code))
 
@@ -321,9 +387,16 @@ def _without_twins(ordered: list[ImageHeader], same: SameImage, split: _Split) -
         else:
             kept.append(index)
     if dropped:
-        split.findings.append(Finding(
-            "SLICE_DUPLICATE", Level.REPAIR, "every slice is there once", expected="one image per place",
-            got=f"{len(dropped)} exact copies: {', '.join(dropped[:4])}", hint="copies dropped"))  # fmt: skip
+        split.findings.append(
+            Finding(
+                "SLICE_DUPLICATE",
+                Level.REPAIR,
+                "every slice is there once",
+                expected="one image per place",
+                got=f"{len(dropped)} exact copies: {', '.join(dropped[:4])}",
+                hint="copies dropped",
+            )
+        )
     return [ordered[k] for k in kept]
 
 
@@ -337,7 +410,8 @@ def _regular(ordered: Sequence[ImageHeader]) -> bool:
 def _are_phases(groups: list[list[ImageHeader]]) -> bool:
     """True when each group is a regular stack by itself and they cover the same stretch of the body.
 
-    Groups end to end are one scan in steps, not phases; what is missing between them is judged with the positions.
+    Groups end to end are one scan in steps, not phases; what is missing between them is judged with the
+    positions.
     """
     if len(groups) < 2 or any(len(g) < MIN_SLICES or not _regular(g) for g in groups):
         return False

@@ -1,8 +1,8 @@
 """A CT volume written as a conformant DICOM CT Image series, one file per slice.
 
-Sources: DICOM PS3.3 A.3 (CT Image IOD), C.7.6.2 (Image Plane), C.8.2.1 (CT Image), C.7.5.1.1.2 (Pixel Padding);
-PS3.5 B.2 (UIDs under 2.25). Unique identifiers follow from a seed, so equal calls give equal bytes. File names come
-from our own numbering, never from data.
+Sources: DICOM PS3.3 A.3 (CT Image IOD), C.7.6.2 (Image Plane), C.8.2.1 (CT Image), C.7.5.1.1.2 (Pixel
+Padding); PS3.5 B.2 (UIDs under 2.25). Unique identifiers follow from a seed, so equal calls give equal
+bytes. File names come from our own numbering, never from data.
 """
 
 from __future__ import annotations
@@ -55,14 +55,17 @@ class SeriesHeader:
     Args:
         seed: every UID that is not given follows from it; equal seeds give equal UIDs.
         patient_id: a synthetic key, never a person. Also written as PatientName.
-        study_uid, series_uid, frame_uid: given identifiers; None derives them (frame: from the geometry, else the seed).
+        study_uid, series_uid, frame_uid: given identifiers; None derives them (frame: from the
+            geometry, else the seed).
         series_number, acquisition_number: shown by viewers.
         description: SeriesDescription. kernel: ConvolutionKernel. kvp: tube voltage, kV.
-        thickness_mm: SliceThickness; None means the slice spacing (it may differ: overlapping reconstruction).
+        thickness_mm: SliceThickness; None means the slice spacing (it may differ: overlapping
+            reconstruction).
         contrast: ContrastBolusAgent, empty for none. patient_position: ``HFS``, ``FFS``, ``HFP``, ...
         manufacturer: ``Manufacturer``. sex: ``F``, ``M`` or ``O``. age_years: None leaves it empty.
         image_type: ImageType values. numbering: which end of the stack is image 1.
-        slope, intercept: stored value -> HU. signed: PixelRepresentation; None picks unsigned when all values fit.
+        slope, intercept: stored value -> HU. signed: PixelRepresentation; None picks unsigned when
+            all values fit.
         padding_hu: HU that stands for "not scanned"; written as PixelPaddingValue.
         window_hu: display window, centre and width.
     """
@@ -279,8 +282,8 @@ def _put_pixels(ds: FileDataset, plane: np.ndarray, transfer_syntax: str) -> Non
                 "CODEC_FAILED", f"slices can be encoded as {transfer_syntax}", got=f"{pixels.shape}: {error}"
             ) from error
         return
-    order = ">" if uid == ExplicitVRBigEndian else "<"
-    raw = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    big = uid == ExplicitVRBigEndian
+    raw = pixels.astype(pixels.dtype.newbyteorder(">" if big else "<")).tobytes()
     ds.add_new(0x7FE00010, "OW", raw)
 
 
