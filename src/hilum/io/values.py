@@ -23,7 +23,7 @@ PADDING_BELOW_HU = -1200.0
 """Nothing scanned is darker: air with noise and sharp kernels stays above."""
 MAX_BELOW_AIR = 0.05
 """Share of scanned voxels that may be below `PADDING_BELOW_HU` (blends of padding and air)."""
-MIN_AIR_SHARE, MIN_TISSUE_SHARE, MIN_PADDING_SHARE = 0.005, 0.005, 0.001
+MIN_AIR_SHARE, MIN_TISSUE_SHARE, MIN_PADDING_SHARE = 0.02, 0.005, 0.001
 MIN_AIR_ELSEWHERE = 0.002
 LABEL_MAP_VALUES = 64
 SAMPLE_VOXELS = 2_000_000
@@ -41,12 +41,11 @@ def judge_values(hu: VolumeHU) -> list[Finding]:
         is well.
     """
     found = _judge_nonfinite(hu)
-    sample = _sample(hu)
-    sample = sample[np.isfinite(sample)]
+    sample = _finite(_sample(hu))
     if sample.size == 0:
         return found
     low, high = _range(hu)
-    wrong = _not_hu(sample, low, high) or _off_air(sample, _outside(hu), low)
+    wrong = _not_hu(sample, low, high) or _off_air(sample, _finite(_outside(hu)), low)
     if wrong is not None:
         return [*found, wrong]
     return [*found, *_beyond_range(hu, low, high)]
@@ -55,13 +54,12 @@ def judge_values(hu: VolumeHU) -> list[Finding]:
 def padding_hu(hu: VolumeHU) -> float | None:
     """The constant that stands for "not scanned" (-2048, -3024, ...), or None.
 
-    It is the smallest value, darker than anything scanned, and frequent.
+    It is the most frequent value among those darker than anything scanned. Not the smallest one: a
+    resampling with
+    overshoot leaves values below it.
     """
     low, _ = _range(hu)
-    if not low < PADDING_BELOW_HU:
-        return None
-    sample = _sample(hu)
-    return low if np.mean(sample <= low + 1.0) >= MIN_PADDING_SHARE else None
+    return _spike(_finite(_sample(hu))) if low < PADDING_BELOW_HU else None
 
 
 def scanned_mask(hu: VolumeHU) -> MaskVolume | None:
@@ -92,13 +90,34 @@ def fill_nonfinite(hu: VolumeHU, value_hu: float = MODEL_RANGE_HU[0]) -> int:
 def air_peak_hu(values: np.ndarray) -> float | None:
     """Most frequent value (10 HU bins) below -300 HU, padding left out; None when less than 1 % is that
     dark."""
-    low = values.min(initial=0.0)
-    scanned = values[values > low + 1.0] if low < PADDING_BELOW_HU else values
+    scanned = _scanned(values)
     dark = scanned[scanned < -300.0]
-    if scanned.size == 0 or dark.size < 0.01 * scanned.size:
+    return None if dark.size < max(0.01 * scanned.size, 1) else (_mode(dark / BIN_HU) + 0.5) * BIN_HU
+
+
+def _mode(values: np.ndarray) -> float:
+    """Most frequent whole part."""
+    whole, counts = np.unique(np.floor(values), return_counts=True)
+    return float(whole[counts.argmax()])
+
+
+def _spike(values: np.ndarray) -> float | None:
+    dark = values[values < PADDING_BELOW_HU]
+    if dark.size == 0:
         return None
-    bins = np.floor(dark / BIN_HU).astype(np.int64)
-    return float((np.bincount(bins - bins.min()).argmax() + bins.min() + 0.5) * BIN_HU)
+    mode = _mode(dark + 0.5)
+    return mode if np.mean(np.abs(values - mode) <= 1.0) >= MIN_PADDING_SHARE else None
+
+
+def _scanned(values: np.ndarray) -> np.ndarray:
+    """Without padding; all of them when nothing else is left."""
+    padding = _spike(values)
+    kept = values if padding is None else values[values > padding + 1.0]
+    return kept if kept.size else values
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
 
 
 def _raw_range(hu: VolumeHU) -> tuple[float, float]:
@@ -121,10 +140,10 @@ def _sample(hu: VolumeHU) -> np.ndarray:
 
 
 def _outside(hu: VolumeHU) -> np.ndarray:
-    """Finite values on the four sides of the axial field of view: mostly outside the body."""
+    """Values on the four sides of the axial field of view: mostly outside the body."""
     sides = [hu[0, :, :], hu[-1, :, :], hu[:, 0, :], hu[:, -1, :]]
     values = np.concatenate([side[:, :: max(1, side.shape[1] // 200)].ravel() for side in sides])
-    return values[np.isfinite(values)]
+    return values
 
 
 def _not_hu(sample: np.ndarray, low: float, high: float) -> Finding | None:
@@ -156,9 +175,7 @@ def _few_integers(sample: np.ndarray) -> bool:
 
 def _off_air(sample: np.ndarray, outside: np.ndarray, low: float) -> Finding | None:
     """B09 and what is left of B15: where air and tissue lie on the scale."""
-    scanned = sample[sample > low + 1.0] if low < PADDING_BELOW_HU else sample
-    if scanned.size == 0:
-        scanned = sample
+    scanned = _scanned(sample)
     below = float(np.mean(scanned < PADDING_BELOW_HU))
     if below > MAX_BELOW_AIR:
         got = f"{below:.0%} of scanned voxels below {PADDING_BELOW_HU:.0f} HU, smallest {low:.0f} HU"
@@ -174,11 +191,24 @@ def _off_air(sample: np.ndarray, outside: np.ndarray, low: float) -> Finding | N
         got = f"{peak:.0f} HU"
         expected = f"{AIR_HU:.0f} ± {AIR_TOLERANCE_HU:.0f} HU"
         return _refuse("HU_DOUBLE_RESCALE", "the air outside the body is air", expected, got)
-    dark, tissue = float(np.mean(scanned < -300.0)), float(np.mean((scanned > -200.0) & (scanned < 300.0)))
+    if outside.size and float(np.mean(outside > 500.0)) > 0.5:
+        got = f"{np.mean(outside > 500.0):.0%} of the border above 500 HU: looks inverted"
+        return _refuse(
+            "NOT_HU", "the border of the field of view is air or tissue", "mostly below 500 HU", got
+        )
+    dark, tissue = _dark_share(scanned), float(np.mean((scanned > -200.0) & (scanned < 300.0)))
     if dark < MIN_AIR_SHARE or tissue < MIN_TISSUE_SHARE:
         got = f"{dark:.2%} of voxels darker than -300 HU, {tissue:.2%} between -200 and 300 HU"
-        return _refuse("NOT_HU", "a chest has air and soft tissue", ">= 0.5 % of each", got)
+        return _refuse(
+            "NOT_HU", "a chest has air and soft tissue", ">= 2 % air or lung, >= 0.5 % tissue", got
+        )
     return None
+
+
+def _dark_share(scanned: np.ndarray) -> float:
+    """Share of values below -300 HU, without their most frequent one: that may be padding and not air."""
+    dark = scanned[scanned < -300.0]
+    return 0.0 if dark.size == 0 else float(np.sum(np.abs(dark - _mode(dark + 0.5)) > 1.0)) / scanned.size
 
 
 def _tight(outside: np.ndarray, scanned: np.ndarray) -> bool:
