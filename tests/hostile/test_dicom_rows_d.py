@@ -524,3 +524,13 @@ def test_padding_of_either_vr(vr: str, tmp_path: Path) -> None:
         value = -976 if vr == "SS" else 65536 - 976
         edit(files(folder), lambda ds, v=value: ds.add_new(0x00280120, vr, v))
         _ring_masked(read_series(folder))
+
+
+@pytest.mark.parametrize("syntax", ["jpegls", "j2k"])
+def test_codestream_of_another_size_never_reaches_a_decoder(syntax: str, tmp_path: Path) -> None:
+    """A decoder allocates what the codestream says, so that is compared with the header first."""
+    good(tmp_path / "s", syntax=syntax)
+    edit(files(tmp_path / "s"), setting(Rows=36))
+    with pytest.raises(PixelError) as caught:
+        read_series(tmp_path / "s")
+    assert caught.value.code == "PIXELS_SHORT" and "34 x 32" in (caught.value.got or "")

@@ -216,7 +216,7 @@ def _split_series(images: list[ImageHeader], same: SameImage) -> _Split:
                 "NO_GEOMETRY",
                 Level.REFUSE,
                 "every image has a position, an orientation and a pixel spacing",
-                expected="ImagePositionPatient, ImageOrientationPatient (unit, at right angles), PixelSpacing",
+                expected="ImagePositionPatient, ImageOrientationPatient (unit, orthogonal), PixelSpacing",
                 got=f"{len(bad)} of {len(images)} images without, first {bad[0].label}",
             )
         )
