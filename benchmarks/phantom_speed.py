@@ -47,9 +47,7 @@ def main() -> None:
         rows = [timed(work_mm, spacing_mm, args.device, s + 1) for s in range(args.repeat)]
         build, look = (statistics.median(column) for column in zip(*rows, strict=True))
         rate = 60.0 / (build + look)
-        print(
-            f"{work_mm:.0f} mm, {args.device}: build {build:.2f} s, scan {look:.2f} s, {rate:.1f} a minute"
-        )
+        print(f"{work_mm:.0f} mm, {args.device}: build {build:.2f} s, scan {look:.2f} s, {rate:.1f} a minute")
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def test_resampling_keeps_a_ramp_in_place():
     geometry = Geometry((40, 40, 40), np.diag([1.0, 1.0, 1.0, 1.0]))
     x = np.arange(40, dtype=np.float32)
     hu = np.broadcast_to(x[:, None, None], (40, 40, 40)).astype(np.float32)
-    tensor, trace = Prep(multiple=1, margin_mm=0.0).apply(CTVolume.from_source(hu, geometry, Provenance("phantom", "0")))
+    volume = CTVolume.from_source(hu, geometry, Provenance("phantom", "0"))
+    tensor, trace = Prep(multiple=1, margin_mm=0.0).apply(volume)
     mm = trace.grid.to_mm(np.array([[i, 5, 5] for i in range(trace.grid.shape[0])]))[:, 0]
     got = tensor[0, 0, :, 5, 5].numpy() * 1000
     assert np.abs(got - mm)[1:-1].max() < 1e-2

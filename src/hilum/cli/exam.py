@@ -14,17 +14,19 @@ EXAM_SEED = 9_000_000
 
 @click.command()
 @click.argument("model")
-@click.option("--suite", type=click.Choice(["phantom", "samples"]), required=True)
+@click.option(
+    "--suite", type=click.Choice(["phantom", "samples"]), required=True, help="Which frozen protocol."
+)
 @click.option("--baseline", default="phantom-small-cam", show_default=True, help="Examined in the same run.")
 @click.option("--cases", default=60, show_default=True, type=click.IntRange(2), help="Unseen phantoms.")
 @click.option(
     "--choose", is_flag=True, help="Set thresholds and calibration of MODEL folders from validation first."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1))
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Write the table as JSON here too."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
 def exam(
     model: str,
     suite: str,

@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from hilum.train.loop import Progress
 
 
 @click.command()
@@ -51,11 +57,12 @@ class _Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=Console(stderr=True))
-        self.steps = None
+        self.progress = Bars(*columns, console=Console(stderr=True))
+        self.steps: TaskID | None = None
 
     def track(self, items: Iterable[Path], total: int, what: str) -> Iterable[Path]:
         """Count items as they come."""
@@ -64,7 +71,7 @@ class _Bars:
             self.progress.advance(task)
             yield item
 
-    def report(self, state: object) -> None:
+    def report(self, state: Progress) -> None:
         """One training step is done."""
         if self.steps is None:
             self.steps = self.progress.add_task("steps", total=state.steps)

@@ -67,10 +67,10 @@ def score_case(phantom: Phantom, model: ScanModel) -> CaseScore:
         for channel, probability in zip(ORGAN_CHANNELS, output.organs, strict=True):
             truth = channel_mask(scene.regions.__getitem__, channel).numpy() & scanned
             case.organs[channel] = dice(in_world(probability) > 0.5, truth)
-    for truth in phantom.lesions:
-        mask = truth.mask.numpy()
-        values = output.maps[SLUGS.index(truth.slug)]
-        case.findings[truth.slug] = _localise(values, output, in_world(values), mask, phantom, truth.degree)
+    for lesion in phantom.lesions:
+        mask = lesion.mask.numpy()
+        values = output.maps[SLUGS.index(lesion.slug)]
+        case.findings[lesion.slug] = _localise(values, output, in_world(values), mask, phantom, lesion.degree)
     return case
 
 

@@ -3,13 +3,13 @@ interval."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from hilum.exam.metrics import MAP_THRESHOLDS, auroc, bootstrap, nanmean
-from hilum.exam.phantom_cases import CaseScore
+from hilum.exam.phantom_cases import CaseScore, Localisation
 from hilum.text.vocabulary import FINDINGS, ORGAN_CHANNELS, SLUGS
 
 
@@ -56,23 +56,20 @@ def tabulate(cases: Sequence[CaseScore], map_thresholds: dict[str, float]) -> Ph
     rows = tuple(_row(d, cases, pooled, labels, at) for d in range(len(SLUGS)))
     organs = {o: nanmean([c.organs[o] for c in cases if o in c.organs]) for o in ORGAN_CHANNELS}
 
-    def interval(value: float, statistic) -> tuple[float, float, float]:  # noqa: ANN001
-        return (value, *bootstrap(statistic, len(cases)))
-
     def macro(index: np.ndarray) -> float:
         return nanmean([auroc(pooled[index, d], labels[index, d]) for d in range(len(SLUGS))])
 
-    def over_findings(index: np.ndarray, value) -> float:  # noqa: ANN001
+    def over_findings(index: np.ndarray, value: Callable[[str, Localisation], float]) -> float:
         return nanmean([value(s, f) for i in index for s, f in cases[i].findings.items()])
 
     everything = np.arange(len(cases))
-    measures = {
+    measures: dict[str, Callable[[np.ndarray], float]] = {
         "macro_auroc": macro,
         "organ_dice": lambda i: nanmean([v for j in i for v in cases[j].organs.values()]),
         "localisation_dice": lambda i: over_findings(i, lambda s, f: f.curve[at[s]]),
         "peak_inside": lambda i: over_findings(i, lambda s, f: float(f.peak_inside)),
     }
-    summary = {name: interval(measure(everything), measure) for name, measure in measures.items()}
+    summary = {name: (m(everything), *bootstrap(m, len(cases))) for name, m in measures.items()}
     return PhantomTable(cases[0].model, len(cases), rows, organs, summary)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -257,7 +258,8 @@ def _slice_dataset(
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.ImplementationClassUID, meta.ImplementationVersionName = IMPLEMENTATION_UID, "HILUM_1"
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = "HILUM_1"
     ds = FileDataset("", Dataset(), file_meta=meta, preamble=b"\x00" * 128)
     ds.update(common)
     position = geometry.affine_lps @ np.array([0.0, 0.0, index, 1.0])

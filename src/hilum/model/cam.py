@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hilum.model.ynet import Encoder, Up, YNetConfig
+from hilum.model.ynet import Encoder, Up, YNetConfig, channels_last, start_head
 from hilum.tensors import AnomalyLogits, ScanBatch
 
 
@@ -36,8 +36,8 @@ class CamNet(nn.Module):
         wide = 7 * c // 4
         self.up = nn.ModuleList([Up(d, c, wide, g), Up(wide, b, b, g), Up(b, a, config.abn_width, g)])
         self.head = nn.Conv3d(config.abn_width, config.findings, 1)
-        nn.init.constant_(self.head.bias, -1.5)
-        self.to(memory_format=torch.channels_last_3d)
+        start_head(self.head, -1.5)
+        channels_last(self)
 
     def forward(self, scan: ScanBatch) -> CamOutput:
         """HU / 1000 with axes divisible by 16 -> scan logits and voxel logits."""

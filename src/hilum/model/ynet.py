@@ -16,6 +16,7 @@ kernels want.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -101,6 +102,9 @@ class Up(nn.Module):
 class Encoder(nn.Module):
     """Windows -> folded stem -> four stages; returns the features of each."""
 
+    low: torch.Tensor
+    high: torch.Tensor
+
     def __init__(self, config: YNetConfig) -> None:
         super().__init__()
         low, high = torch.tensor(config.windows_hu).T / 1000.0
@@ -125,6 +129,19 @@ class Encoder(nn.Module):
         return features
 
 
+def start_head(head: nn.Conv3d, logit: float) -> None:
+    """Small weights and one starting logit for every channel of an anomaly head."""
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.constant_(cast(torch.Tensor, head.bias), logit)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Put every 5-D weight into the layout that CPU kernels are fast in."""
+    for parameter in network.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+
+
 class YNet(nn.Module):
     """The whole network; see the module's docstring."""
 
@@ -140,11 +157,10 @@ class YNet(nn.Module):
         self.organ_head = nn.Conv3d(a, 8 * config.organs, 1)
         self.low_head = nn.Conv3d(w, config.findings, 1)
         self.high_head = nn.Conv3d(w, 8 * config.findings, 1)
-        for head in (self.low_head, self.high_head):
-            # rare findings: start at a probability of about 0.02, or the first steps only push maps down
-            nn.init.constant_(head.bias, -4.0)
-            nn.init.normal_(head.weight, std=0.01)
-        self.to(memory_format=torch.channels_last_3d)
+        # rare findings: start at a probability of about 0.02, or the first steps only push maps down
+        start_head(self.low_head, -4.0)
+        start_head(self.high_head, -4.0)
+        channels_last(self)
 
     def forward(self, scan: ScanBatch) -> YNetOutput:
         """HU / 1000 with axes divisible by 16 -> logits."""

@@ -83,10 +83,10 @@ class Recipe(Strict):
     precision: Literal["fp32", "bf16"] = "bf16"
     device: str = "auto"
     checkpoint_every: int = 100
-    data: DataRecipe = DataRecipe()
-    augment: AugmentRecipe = AugmentRecipe()
-    optim: OptimRecipe = OptimRecipe()
-    objective: ObjectiveRecipe = ObjectiveRecipe()
+    data: DataRecipe = Field(default_factory=lambda: DataRecipe.model_validate({}))
+    augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
+    optim: OptimRecipe = Field(default_factory=lambda: OptimRecipe.model_validate({}))
+    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe)
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
