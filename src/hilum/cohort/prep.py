@@ -2,8 +2,8 @@
 and back.
 
 The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the body and
-padded with air to a
-multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre stays a millimetre.
+padded with air to a multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre
+stays a millimetre.
 """
 
 from __future__ import annotations

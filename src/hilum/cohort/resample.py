@@ -1,8 +1,7 @@
 """Separable, antialiased resampling between grids whose axes are parallel.
 
 A triangle filter as wide as the coarser of the two spacings: plain linear interpolation when going finer, an
-antialiased
-one when going coarser. Positions are exact: the output grid may start anywhere.
+antialiased one when going coarser. Positions are exact: the output grid may start anywhere.
 """
 
 from __future__ import annotations

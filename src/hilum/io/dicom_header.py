@@ -127,9 +127,8 @@ class ImageHeader:
     Args:
         source: index of the file in its `FileList`. frame: frame within the file, from 0. frames: in
             the file.
-        sop_uid, series_uid, study_uid, frame_uid: identifiers. series_number, number, acquisition: as
-            shown by viewers
-            (`number` of a frame is its place in the file, from 1).
+        sop_uid, series_uid, study_uid, frame_uid: identifiers. series_number, number, acquisition: as shown
+            by viewers (`number` of a frame is its place in the file, from 1).
         time: acquisition or content time, only to tell phases apart. image_type: ImageType values.
         plane, pixels: geometry and layout. slope, intercept: None where the file has none;
             rescale_type: unit.

@@ -35,9 +35,8 @@ class Ladder:
     """Which images make which slices of the volume, and where these lie.
 
     Args:
-        images: sorted along the normal. coords: place of each output slice among them; 2.5 lies
-            between the third and
-            the fourth. geometry: of the output, source axes [columns, rows, slices]. tilted: the
+        images: sorted along the normal. coords: place of each output slice among them; 2.5 lies between the
+            third and the fourth. geometry: of the output, source axes [columns, rows, slices]. tilted: the
             slice axis is sheared.
         filled: output slices that no image shows.
     """

@@ -46,8 +46,7 @@ SUPPORTED: dict[str, tuple[str, str, bool]] = {
 """UID -> name, the package whose decoder reads it ("" for none), and whether it is lossless by definition.
 
 One decoder each, none as a fallback: on damaged bytes pylibjpeg-rle panics and GDCM aborts the process, so
-GDCM is left
-to what nothing else decodes, and RLE to pydicom itself.
+GDCM is left to what nothing else decodes, and RLE to pydicom itself.
 """
 
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
@@ -199,8 +198,7 @@ def to_hu(image: Stored, form: PixelForm, slope: float, intercept: float) -> Dec
 
 
 def j2k_mismatch(guarded: Guarded, header: ImageHeader) -> str:
-    """How the JPEG 2000 codestream disagrees with the header on sign or bits (row D07); "" when it
-    does not."""
+    """How the JPEG 2000 codestream disagrees with the header on sign or bits (row D07), or ""."""
     if guarded.syntax not in J2K_UIDS or not guarded.encapsulated():
         return ""
     value = guarded.value(PIXEL_DATA) or b""

@@ -48,9 +48,8 @@ def read_series(
         docket: where findings are recorded; given by an inspection, which then sets the mode.
 
     Returns:
-        HU in float32; source axes are [columns, rows, slices along the normal]; `provenance.slices`
-        has one entry per
-        source slice (an interpolated slice names its nearest image).
+        HU in float32; source axes are [columns, rows, slices along the normal]; `provenance.slices` has one
+        entry per source slice (an interpolated slice names its nearest image).
 
     Raises:
         ContainerError, SeriesError, PixelError, HeaderError: rows A, C, D and B of the catalogue.
@@ -253,8 +252,8 @@ def _straighten(
 
 
 def _slice_refs(ladder: Ladder) -> tuple[SliceRef, ...]:
-    """The stored image of every output slice, with the place of that image; the nearest one where
-    none lies there."""
+    """The stored image of every output slice, with the place of that image; the nearest one where none lies
+    there."""
     refs = []
     for coord in ladder.coords:
         image = ladder.images[round(coord)]

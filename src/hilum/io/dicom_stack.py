@@ -203,8 +203,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _split_series(images: list[ImageHeader], same: SameImage) -> _Split:
-    """One series into stacks, with what was dropped or went wrong on the way (the reason last when
-    none is left)."""
+    """One series into stacks, with what was dropped or went wrong on the way (the reason last when none is
+    left)."""
     split = _Split()
     images = _without_localizers(images, split)
     if not images:

@@ -65,8 +65,8 @@ class SeriesHeader:
         contrast: ContrastBolusAgent, empty for none. patient_position: ``HFS``, ``FFS``, ``HFP``, ...
         manufacturer: ``Manufacturer``. sex: ``F``, ``M`` or ``O``. age_years: None leaves it empty.
         image_type: ImageType values. numbering: which end of the stack is image 1.
-        slope, intercept: stored value -> HU. signed: PixelRepresentation; None picks unsigned when
-            all values fit.
+        slope, intercept: stored value -> HU. signed: PixelRepresentation; None picks unsigned when all values
+            fit.
         padding_hu: HU that stands for "not scanned"; written as PixelPaddingValue.
         window_hu: display window, centre and width.
     """

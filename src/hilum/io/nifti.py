@@ -264,8 +264,7 @@ def write_nifti(
     Args:
         path: ends in `.nii` or `.nii.gz`.
         array_on_source_axes: [X, Y, Z] on `geometry`, int8 to int32 or uint8 to uint16, float32, float64,
-            bool
-            (as uint8).
+            bool (as uint8).
         geometry: its affine becomes sform and qform.
         description: at most 79 ASCII characters; never anything about a patient.
 

@@ -7,9 +7,8 @@ Our layout, written by anyone with `numpy.savez_compressed`:
 - or `spacing_mm`: three numbers, and `orientation`: three letters, each axis grows towards its letter.
 
 RAD-ChestCT files hold `ct` and no place. With `--assume rad-chestct` they are read as their paper describes
-them:
-int16, axes superior to inferior, anterior to posterior, right to left, 0.8 mm each
-(Draelos et al., Medical Image Analysis 67, 2021; the public release, doi 10.5281/zenodo.6406114).
+them: int16, axes superior to inferior, anterior to posterior, right to left, 0.8 mm each (Draelos et al.,
+Medical Image Analysis 67, 2021; the public release, doi 10.5281/zenodo.6406114).
 """
 
 from __future__ import annotations

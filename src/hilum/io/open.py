@@ -1,9 +1,8 @@
 """The front door: any input that Hilum reads, recognised by content; and the same door with nothing but a
 look.
 
-`inspect` runs the very readers that `open_volume` runs, with a docket on which only the undecodable stops,
-so the two
-cannot disagree about an input.
+`inspect` runs the very readers that `open_volume` runs, with a docket on which only the undecodable stops, so
+the two cannot disagree about an input.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ def open_volume(
 
     Args:
         path: a folder or zip of DICOM files, one DICOM file, NIfTI (`.nii`, `.nii.gz`, `.hdr`/`.img`), NRRD,
-            NPZ, or
-            a zip with exactly one of the latter. The name does not matter.
+            NPZ, or a zip with exactly one of the latter. The name does not matter.
         mode: what stops, see `Mode`.
         answers: what the user said where a file leaves a choice.
         limits: budgets.

@@ -1,8 +1,7 @@
 """Bytes of one input, read once: hashed as stored, inflated if gzip, counted, and verified to the very end.
 
 nibabel and ITK stop reading at the last voxel, before the gzip trailer, so a flipped bit goes unseen. A
-`ByteStream`
-reads through the trailer: CRC-32 and length are checked (RFC 1952).
+`ByteStream` reads through the trailer: CRC-32 and length are checked (RFC 1952).
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 B13-B15).
 
 The tests are loose on purpose: real scans have padding of -2000 to -3024 outside the reconstruction circle,
-blends of
-padding and air after somebody resampled them, metal, contrast, and sometimes no air outside a tight field of
-view.
-What they must not pass is a volume that is not HU: a model answers anyway.
+blends of padding and air after somebody resampled them, metal, contrast, and sometimes no air outside a tight
+field of view. What they must not pass is a volume that is not HU: a model answers anyway.
 """
 
 from __future__ import annotations
@@ -54,9 +52,8 @@ def judge_values(hu: VolumeHU) -> list[Finding]:
 def padding_hu(hu: VolumeHU) -> float | None:
     """The constant that stands for "not scanned" (-2048, -3024, ...), or None.
 
-    It is the most frequent value among those darker than anything scanned. Not the smallest one: a
-    resampling with
-    overshoot leaves values below it.
+    It is the most frequent value among those darker than anything scanned. Not the smallest one: a resampling
+    with overshoot leaves values below it.
     """
     low, _ = _range(hu)
     return _spike(_finite(_sample(hu))) if low < PADDING_BELOW_HU else None

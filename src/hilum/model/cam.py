@@ -1,8 +1,8 @@
 """The baseline: a globally pooled classifier of the same size with class-activation maps.
 
 The same encoder; a decoder brings features to half resolution; one linear head reads their global average
-(logit-mean) for
-the scan and the same weights read every voxel for the map (Zhou et al., CVPR 2016). It sees no organs.
+(logit-mean) for the scan and the same weights read every voxel for the map (Zhou et al., CVPR 2016). It sees
+no organs.
 """
 
 from __future__ import annotations

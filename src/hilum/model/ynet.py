@@ -2,8 +2,7 @@
 anomaly decoder.
 
 EXACT in small (EXACT §1.2): the same Y, the same two scales of anomaly maps and the same seg -> abn fusion,
-with
-convolutions where the paper has Mamba layers (issue: `exact-ymamba` brings those). What differs and why:
+with convolutions where the paper has Mamba layers. What differs and why:
 
 * the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost,
 and every

@@ -1,11 +1,9 @@
 """Organ-gated top-k multiple-instance loss: a scan has a finding if some voxels of its organ have it.
 
 Source: EXACT §1.5, 1.7, 1.8. Two changes, both options: k is a volume in ml per finding instead of one voxel
-count for all
-(a nodule and a mosaic pattern do not have the same size; the paper's 6 and 48 voxels stay reachable), and
-the gate can never
-be empty: where fewer voxels than k pass the threshold, the k most organ-like voxels pass, so the finding
-still learns.
+count for all (a nodule and a mosaic pattern do not have the same size; the paper's 6 and 48 voxels stay
+reachable), and the gate can never be empty: where fewer voxels than k pass the threshold, the k most
+organ-like voxels pass, so the finding still learns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """From a patient to the numbers of a body: frame, tables of the trunk, and where the great structures run.
 
-All numbers are canonical mm: an average adult man at nearly full inspiration, carina at the origin, x to
-his right,
-y to his front, z to his head.
+All numbers are canonical mm: an average adult man at nearly full inspiration, carina at the origin, x to his
+right, y to his front, z to his head.
 """
 
 from __future__ import annotations

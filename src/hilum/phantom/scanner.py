@@ -1,8 +1,7 @@
 """A scanner looks at a scene: grid, gantry, slice thickness, kernel, breathing, table, noise, field of view.
 
 Resampling is separable: one weight matrix along x, one along y, and along z one for each row, because a
-tilted gantry
-meets another z at every y. Blur, slice thickness and breathing are part of these weights.
+tilted gantry meets another z at every y. Blur, slice thickness and breathing are part of these weights.
 """
 
 from __future__ import annotations

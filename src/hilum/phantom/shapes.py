@@ -2,10 +2,9 @@
 polylines.
 
 Organs are written in *canonical* mm (an average adult, carina at the origin, RAS+) and evaluated on
-coordinates that
-were warped once per patient; tubes are mapped the other way and drawn on the straight grid. Both use cubic
-B-spline
-noise on a lattice fixed in mm, so that the anatomy of a seed does not depend on the voxel size.
+coordinates that were warped once per patient; tubes are mapped the other way and drawn on the straight grid.
+Both use cubic B-spline noise on a lattice fixed in mm, so that the anatomy of a seed does not depend on the
+voxel size.
 """
 
 from __future__ import annotations

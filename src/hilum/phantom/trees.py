@@ -1,9 +1,8 @@
 """Trees that fill the lobes: bronchi, arteries beside them, veins between them.
 
-A lobe is a cloud of points. Each branch heads for the centre of the points it has to serve, stops
-part-way, splits the
-cloud in two across its widest direction, and so on (volume-dividing growth: Kitaoka et al. 1999; Tawhai et
-al. 2004).
+A lobe is a cloud of points. Each branch heads for the centre of the points it has to serve, stops part-way,
+splits the cloud in two across its widest direction, and so on (volume-dividing growth: Kitaoka et al. 1999;
+Tawhai et al. 2004).
 """
 
 from __future__ import annotations

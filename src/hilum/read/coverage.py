@@ -2,10 +2,8 @@
 its fraction.
 
 What lies outside the field cannot be measured. The fraction compares the lungs' height seen with the height
-expected from
-their width (a chest is about 0.9 times as high as wide between the outer lung borders, in inspiration); it
-is an estimate
-and is called one. It is 1.0 where no end slice cuts a lung.
+expected from their width (a chest is about 0.9 times as high as wide between the outer lung borders, in
+inspiration); it is an estimate and is called one. It is 1.0 where no end slice cuts a lung.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`--organs FILE`: masks of the user's own instead of the model's.
 
 Understood: a label map in TotalSegmentator's numbering, a folder of masks with TotalSegmentator's names, and
-a label map
-with a table of names beside it (`organs.json`, or the `reading.json` of an earlier reading).
+a label map with a table of names beside it (`organs.json`, or the `reading.json` of an earlier reading).
 """
 
 from __future__ import annotations

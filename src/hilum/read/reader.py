@@ -99,9 +99,8 @@ def _gated(
 ) -> tuple[OrganMasks, np.ndarray, np.ndarray]:
     """Masks, maps confined to the field of view and to the masks, and scan probabilities.
 
-    With masks of the user's own, a model that hands out its maps before its own gate (`ungated`) is gated
-    and pooled
-    again; any other keeps its own gate and its probabilities.
+    With masks of the user's own, a model that hands out its maps before its own gate (`ungated`) is gated and
+    pooled again; any other keeps its own gate and its probabilities.
     """
     finite(output.organs, "the organ masks")
     if output.maps.shape != (len(INDEX), *output.grid.shape):

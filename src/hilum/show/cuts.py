@@ -2,8 +2,7 @@
 of the picture.
 
 A cut is taken along the axes of the volume nearest to RAS+, so an axial cut of a tilted series is the image
-the scanner
-made. Rows run downwards: anterior on top of an axial cut, head on top of the other two.
+the scanner made. Rows run downwards: anterior on top of an axial cut, head on top of the other two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One self-contained page: pictures, findings, report, receipt. No network, no markup from data, no patient.
 
 Every string goes through autoescape; the script's data through JSON with `<`, `>` and `&` as escapes. The
-page's own policy
-allows its one style and one script by hash, pictures from `data:` and nothing else.
+page's own policy allows its one style and one script by hash, pictures from `data:` and nothing else.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
 """Appearance and shape varied at every step, so that a network trained on phantoms meets real scans without
 surprise.
 
-Shape: one random rotation, scaling and shift, the same for the scan and its organ masks. Appearance: gain
-and offset of the HU
-scale, a smooth-edged HU offset per organ (contrast phases, body habitus, breathing), noise, blur. Labels
-never change: no
-augmentation adds or removes a finding, and left stays left.
+Shape: one random rotation, scaling and shift, the same for the scan and its organ masks. Appearance: gain and
+offset of the HU scale, a smooth-edged HU offset per organ (contrast phases, body habitus, breathing), noise,
+blur. Labels never change: no augmentation adds or removes a finding, and left stays left.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The 18 findings, drawn into a scene with their truth.
 
 `insert_all` goes from what changes the shape of organs (hernia, fluid) over the lung to small dense things,
-so that later
-lesions are placed in what earlier ones left. Where a dense lesion covers an earlier one, the earlier mask
-gives way.
+so that later lesions are placed in what earlier ones left. Where a dense lesion covers an earlier one, the
+earlier mask gives way.
 """
 
 from __future__ import annotations

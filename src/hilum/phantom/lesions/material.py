@@ -1,8 +1,7 @@
 """What was put in by hand: port, pacemaker, sternal wires, stent, drain, clips.
 
-Parts that lie in the chest wall (port chamber, pacemaker can) belong to none of the nine regions; they
-change HU, but the
-truth mask keeps only what lies inside them, and `outside_ml` says how much does not.
+Parts that lie in the chest wall (port chamber, pacemaker can) belong to none of the nine regions; they change
+HU, but the truth mask keeps only what lies inside them, and `outside_ml` says how much does not.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Nodules and staged tumours of the lung.
 
 Stages follow the size rules of the eighth TNM edition: T1a <= 10, T1b <= 20, T1c <= 30, T2a <= 40 (or
-pleura), T2b <= 50,
-T3 <= 70 mm (or chest wall, or a satellite in the lobe), T4 beyond (or mediastinum, or a satellite in
-another lobe).
+pleura), T2b <= 50, T3 <= 70 mm (or chest wall, or a satellite in the lobe), T4 beyond (or mediastinum, or a
+satellite in another lobe).
 """
 
 from __future__ import annotations
