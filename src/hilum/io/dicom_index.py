@@ -32,7 +32,7 @@ MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 @dataclass(frozen=True)
 class Source:
-    """One file: `name` for errors shown to the user, its size, and how to read its first `n` bytes, -1: all."""
+    """One file: `name` for errors shown to the user, its size, how to read its first `n` bytes (-1: all)."""
 
     name: str
     size: int

@@ -22,6 +22,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID
 
 from hilum.errors import PixelError
+from hilum.io.decode_child import CHILD
 from hilum.io.dicom_guard import PIXEL_DATA, Guarded, plain_uid
 from hilum.io.dicom_header import ImageHeader, PixelForm
 
@@ -46,7 +47,8 @@ SUPPORTED: dict[str, tuple[str, str, bool]] = {
 """UID -> name, the package whose decoder reads it ("" for none), and whether it is lossless by definition.
 
 One decoder each, none as a fallback: on damaged bytes pylibjpeg-rle panics and GDCM aborts the process, so
-GDCM is left to what nothing else decodes, and RLE to pydicom itself.
+GDCM is left to what nothing else decodes and runs in a process of its own (`decode_child`), and RLE is left
+to pydicom itself.
 """
 
 JPEG_EXTENDED = "1.2.840.10008.1.2.4.51"
@@ -279,11 +281,7 @@ def _check_rle(part: bytes, where: str) -> None:
 def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored:
     _check_codestream(part, syntax, form, where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a decoder that has to guess has not decoded
-            array, _ = get_decoder(syntax).as_array(
-                encapsulate([part]), raw=True, index=0, decoding_plugin=plugin_of(syntax), **_options(form)
-            )
+        array = _decode(part, syntax, form)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a Rust decoder panics with an exception of its own, no Exception
@@ -296,6 +294,19 @@ def _decompress(part: bytes, syntax: UID, form: PixelForm, where: str) -> Stored
     return (
         _meaningful_bits(array, form) if array.dtype.itemsize * 8 == form.allocated else Stored(array, False)
     )
+
+
+def _decode(part: bytes, syntax: UID, form: PixelForm) -> np.ndarray:
+    """One frame through its decoder; GDCM's aborts reach only its own process."""
+    plugin = plugin_of(syntax)
+    if plugin == "gdcm":
+        return CHILD.decode(part, str(syntax), plugin, _options(form))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a decoder that has to guess has not decoded
+        array, _ = get_decoder(syntax).as_array(
+            encapsulate([part]), raw=True, index=0, decoding_plugin=plugin, **_options(form)
+        )
+    return array
 
 
 def _options(form: PixelForm) -> dict[str, Any]:
