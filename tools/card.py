@@ -21,8 +21,9 @@ HEAD = """# {name}
 
 {made}
 
-**Trained on synthetic phantoms only. Research and software testing. Not a medical device, not for diagnosis, not for
-any decision about a person.** It has never seen a patient; a probability on a real scan is an extrapolation.
+**Trained on synthetic phantoms only. Research and software testing. Not a medical device, not for diagnosis,
+not for any decision about a person.** It has never seen a patient; a probability on a real scan is an
+extrapolation.
 
 | what | |
 |---|---|
@@ -36,8 +37,10 @@ Made by `hilum train recipes/{name}.toml` and `hilum exam runs/{name} --suite ph
 """
 
 ABOUT = {
-    "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), 4,742,746 parameters",
-    "phantom-small-cam": "globally pooled classifier with class-activation maps, 4,859,714 parameters; the baseline",
+    "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), "
+    "4,743,656 parameters",
+    "phantom-small-cam": "globally pooled classifier with class-activation maps, 4,859,714 parameters; "
+    "the baseline",
 }
 
 LIMITS = """
@@ -45,8 +48,8 @@ LIMITS = """
 
 - Reading a patient's scan for care, screening, triage or second opinion.
 - Findings outside the 18; anything but a chest CT of an adult.
-- Comparing its figures with published ones: phantoms are easier than people, and the figures below on real scans rest
-  on a handful of public scans.
+- Comparing its figures with published ones: phantoms are easier than people, and the figures below on real
+  scans rest on a handful of public scans.
 """
 
 
@@ -70,8 +73,8 @@ def phantom_section(result: dict[str, Any]) -> str:
     lines = [
         "## On unseen synthetic phantoms",
         "",
-        f"`{command}`: {tables[0]['cases']} phantoms, seeds {first} to {last}, default degrees, both models in one run. "
-        "Intervals: 95 % bootstrap over phantoms, 1000 draws, seed 0. Dice at the voxel threshold chosen on "
+        f"`{command}`: {tables[0]['cases']} phantoms, seeds {first} to {last}, default degrees, "
+        "all models in one run. Intervals: 95 % bootstrap over phantoms, 1000 draws, seed 0. Dice at the voxel threshold chosen on "
         "validation; peak: the map's highest voxel touches the lesion. ml: median volume of the truth.",
         "",
         "| measure | " + " | ".join(t["model"] for t in tables) + " |",
@@ -86,7 +89,8 @@ def phantom_section(result: dict[str, Any]) -> str:
     lines += [f"| finding | n | ml | {head} |", "|---|---|---|" + "---|---|---|" * len(tables)]
     for rows in zip(*(t["findings"] for t in tables), strict=True):
         cells = " | ".join(f"{r['auroc']:.2f} | {r['dice']:.2f} | {r['peak_inside']:.2f}" for r in rows)
-        lines.append(f"| {rows[0]['name']} | {rows[0]['positives']} | {rows[0]['median_ml']:.1f} | {cells} |")
+        name, count, ml = (rows[0][key] for key in ("name", "positives", "median_ml"))
+        lines.append(f"| {name} | {count} | {ml:.1f} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +100,8 @@ def samples_section(result: dict[str, Any]) -> str:
     lines = [
         "## On public scans of people",
         "",
-        f"`{command}`: none was used in training or validation. Sources, licences and citations: `docs/samples.md`.",
+        f"`{command}`: none was used in training or validation. Sources, licences and citations: "
+        "`docs/samples.md`.",
         "",
         "| scan | target | truth by | Dice | peak inside | peak to lesion, mm |",
         "|---|---|---|---|---|---|",
@@ -111,7 +116,9 @@ def samples_section(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=sorted(ABOUT))
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()

@@ -41,7 +41,7 @@ def test_organ_features_reach_the_anomaly_maps_but_not_back():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("phantom-small", 4_742_746), ("phantom-small-cam", 4_859_714)]
+    ("name", "parameters"), [("phantom-small", 4_743_656), ("phantom-small-cam", 4_859_714)]
 )
 def test_presets_have_their_stated_size(name, parameters):
     network = build_network(Preset.from_dict(preset_data(name)))
@@ -93,3 +93,17 @@ def test_nonfinite_weights_are_refused(tmp_path):
     save_weights(tmp_path / "w.safetensors", {"x": np.array([1.0, np.nan], dtype=np.float32)}, {})
     with pytest.raises(WeightsError, match="WEIGHTS_NONFINITE"):
         load_weights(tmp_path / "w.safetensors")
+
+
+def test_a_deep_network_trains_coarse_heads_and_drops_them_when_reading():
+    net = YNet(YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, deep=True))
+    shapes = [c.shape[2:] for c in net(torch.zeros(1, 1, 32, 16, 48)).coarse]
+    assert shapes == [(4, 2, 6), (8, 4, 12)]
+    assert net.eval()(torch.zeros(1, 1, 32, 16, 48)).coarse == ()
+
+
+def test_detached_organs_feel_no_anomaly_gradient():
+    net = YNet(YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, detach=True))
+    net(torch.randn(1, 1, 16, 16, 16)).high.sum().backward()
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in net.seg.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.encoder.parameters())

@@ -12,6 +12,7 @@ from hilum.errors import RunError, UsageError, WeightsError
 from hilum.model.preset import Preset
 from hilum.model.ynet import YNetConfig
 from hilum.train.loop import learning_rate, pick, train
+from hilum.train.methods.exact_small import coarse_masks
 from hilum.train.recipe import OptimRecipe, Recipe, load_recipe
 
 NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
@@ -126,3 +127,25 @@ def test_overrides_reach_nested_keys(tmp_path):
         load_recipe(path, ("optim.steps=-1",))
     with pytest.raises(UsageError, match="key=value"):
         load_recipe(path, ("optim.steps",))
+
+
+def test_organs_first_leaves_the_anomaly_heads_alone(tmp_path, files):
+    _, seen = run(tmp_path, files, 4, "first", objective={"organs_first": 0.5})
+    assert ["anomaly" in losses for losses in seen] == [False, False, True, True]
+
+
+def test_coarse_masks_keep_what_fills_half_a_voxel():
+    organs = torch.zeros((1, 1, 4, 4, 4), dtype=torch.bool)
+    organs[0, 0, :2, :2, :1] = True
+    organs[0, 0, 2, 2, 2] = True
+    coarse = coarse_masks(organs, torch.zeros((1, 1, 2, 2, 2)))
+    assert coarse[0, 0, 0, 0, 0]
+    assert coarse.sum() == 1
+
+
+def test_clipping_by_module_bounds_each_module_alone(tmp_path, files):
+    together, _ = run(tmp_path, files, 2, "t")
+    apart, _ = run(
+        tmp_path, files, 2, "p", optim={"steps": 2, "warmup": 2, "ema": 0.5, "clip_by_module": True}
+    )
+    assert any(not torch.equal(together[k], apart[k]) for k in together)

@@ -22,6 +22,10 @@ from torch import nn
 
 from hilum.tensors import AnomalyLogits, FineAnomalyLogits, OrganLogits, ScanBatch
 
+ORGAN_GAIN = 5.0
+"""Factor of the organ logits. A soft Dice wants background logits near -7; Adam's steps are of one size
+whatever the gradient, so without a gain a head needs hundreds of steps to get there."""
+
 
 @dataclass(frozen=True)
 class YNetConfig:
@@ -32,7 +36,9 @@ class YNetConfig:
             [-1, 1].
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
         abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
-        groups: of GroupNorm.
+        groups: of GroupNorm. deep: organ heads at 1/8 and 1/4 too, used in training only: the decoder learns
+            where organs are before it learns their borders. detach: anomaly gradients stop at the organ
+            decoder's features (the paper lets them through).
     """
 
     windows_hu: tuple[tuple[float, float], ...] = ((-1000.0, -300.0), (-200.0, 300.0), (100.0, 1500.0))
@@ -42,15 +48,20 @@ class YNetConfig:
     organs: int = 7
     findings: int = 18
     groups: int = 4
+    deep: bool = False
+    detach: bool = False
 
 
 @dataclass(frozen=True)
 class YNetOutput:
-    """Logits: organs at full resolution; anomalies at half (`low`) and full (`high`) resolution."""
+    """Logits: organs at full resolution; anomalies at half (`low`) and full (`high`) resolution; `coarse`
+    organs at 1/8 and 1/4 while a `deep` network trains, else empty.
+    """
 
     organs: OrganLogits
     low: AnomalyLogits
     high: FineAnomalyLogits
+    coarse: tuple[torch.Tensor, ...] = ()
 
 
 def fold(x: torch.Tensor) -> torch.Tensor:
@@ -128,9 +139,9 @@ class Encoder(nn.Module):
         return features
 
 
-def start_head(head: nn.Conv3d, logit: float) -> None:
-    """Small weights and one starting logit for every channel of an anomaly head."""
-    nn.init.normal_(head.weight, std=0.01)
+def start_head(head: nn.Conv3d, logit: float, std: float = 0.01) -> None:
+    """Small weights and one starting logit for every channel of a head."""
+    nn.init.normal_(head.weight, std=std)
     nn.init.constant_(cast(torch.Tensor, head.bias), logit)
 
 
@@ -154,6 +165,12 @@ class YNet(nn.Module):
         # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
         self.abn = nn.ModuleList([Up(d, c, c, g), Up(c, b + b, b, g), Up(b, a + a, w, g)])
         self.organ_head = nn.Conv3d(a, 8 * config.organs, 1)
+        self.coarse_heads = nn.ModuleList(
+            [nn.Conv3d(n, config.organs, 1) for n in (c, b)] if config.deep else []
+        )
+        # most voxels are no organ: starting there saves the first hundred steps
+        for head in (self.organ_head, *self.coarse_heads):
+            start_head(cast(nn.Conv3d, head), -2.0 / ORGAN_GAIN, 0.05)
         self.low_head = nn.Conv3d(w, config.findings, 1)
         self.high_head = nn.Conv3d(w, 8 * config.findings, 1)
         # rare findings: start at a probability of about 0.02, or the first steps only push maps down
@@ -167,8 +184,12 @@ class YNet(nn.Module):
         s3 = self.seg[0](e4, e3)
         s2 = self.seg[1](s3, e2)
         s1 = self.seg[2](s2, e1)
+        coarse = zip(self.coarse_heads, (s3, s2), strict=False) if self.training else ()
+        organs = unfold(self.organ_head(s1)).float() * ORGAN_GAIN
+        if self.config.detach:
+            s2, s1 = s2.detach(), s1.detach()
         a3 = self.abn[0](e4, e3)
         a2 = self.abn[1](a3, e2, s2)
         a1 = self.abn[2](a2, e1, s1)
-        organs, high = unfold(self.organ_head(s1)), unfold(self.high_head(a1))
-        return YNetOutput(organs.float(), self.low_head(a1).float(), high.float())
+        low, high = self.low_head(a1).float(), unfold(self.high_head(a1)).float()
+        return YNetOutput(organs, low, high, tuple(head(x).float() * ORGAN_GAIN for head, x in coarse))

@@ -149,7 +149,8 @@ def _step(
         )
     optim.zero_grad(set_to_none=True)
     total.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.clip)
+    for group in list(model.children()) if recipe.optim.clip_by_module else [model]:
+        torch.nn.utils.clip_grad_norm_(group.parameters(), recipe.optim.clip)
     optim.step()
     return {name: value.item() for name, value in losses.items()}
 

@@ -54,7 +54,10 @@ class OptimRecipe(Strict):
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = 1e-2
     warmup: int = 40
-    clip: float = 1.0
+    clip: float = Field(1.0, description="largest gradient norm of each clipped group")
+    clip_by_module: bool = Field(
+        False, description="clip encoder, decoders and heads apart, so that one loss cannot silence the other"
+    )
     ema: float = Field(0.99, ge=0, lt=1)
 
 
@@ -65,6 +68,8 @@ class ObjectiveRecipe(Strict):
     tversky_fn: float = 0.7
     focal_alpha: float = 0.9
     anomaly_weight: float = 1.0
+    organs_first: float = Field(0.0, ge=0, lt=1, description="share of the steps that train organs alone")
+    coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"
     pool: Literal["volume", "paper"] = "volume"
 

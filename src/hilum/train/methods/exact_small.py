@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from hilum.model.preset import Preset
 from hilum.model.ynet import YNet
@@ -23,6 +24,12 @@ def pooled_counts(preset: Preset, recipe: ObjectiveRecipe) -> tuple[list[int], l
     return voxel_counts(preset.pool_ml, preset.voxel_ml * 8, 1), voxel_counts(preset.pool_ml, preset.voxel_ml)
 
 
+def coarse_masks(organs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Masks at the resolution of a coarse head: a voxel belongs to an organ that fills at least half of
+    it."""
+    return F.avg_pool3d(organs.float(), organs.shape[2] // like.shape[2]) >= 0.5
+
+
 def losses(model: YNet, batch: Batch, preset: Preset, recipe: ObjectiveRecipe) -> dict[str, torch.Tensor]:
     """`organs` and `anomaly`, each already weighted; their sum is minimised."""
     out = model(batch.scan)
@@ -33,6 +40,16 @@ def losses(model: YNet, batch: Batch, preset: Preset, recipe: ObjectiveRecipe) -
         false_negative=recipe.tversky_fn,
         focal_alpha=recipe.focal_alpha,
     )
+    for coarse in out.coarse:
+        organs = organs + recipe.coarse_weight * tversky_focal(
+            coarse,
+            coarse_masks(batch.organs, coarse),
+            false_positive=recipe.tversky_fp,
+            false_negative=recipe.tversky_fn,
+            focal_alpha=recipe.focal_alpha,
+        )
+    if batch.progress < recipe.organs_first:
+        return {"organs": segmentation_weight(batch.progress) * organs}
     low_counts, high_counts = pooled_counts(preset, recipe)
     # the gate carries no gradient: anomalies never teach the organs to hide
     gate = organ_gate(
