@@ -74,7 +74,8 @@ def phantom_section(result: dict[str, Any]) -> str:
         "## On unseen synthetic phantoms",
         "",
         f"`{command}`: {tables[0]['cases']} phantoms, seeds {first} to {last}, default degrees, "
-        "all models in one run. Intervals: 95 % bootstrap over phantoms, 1000 draws, seed 0. Dice at the voxel threshold chosen on "
+        "all models in one run. Intervals: 95 % bootstrap over phantoms, 1000 draws, seed 0. Dice at the "
+        "voxel threshold chosen on "
         "validation; peak: the map's highest voxel touches the lesion. ml: median volume of the truth.",
         "",
         "| measure | " + " | ".join(t["model"] for t in tables) + " |",
