@@ -84,12 +84,21 @@ def _phantoms(names: list[str], cases: int, workers: int) -> dict[str, Any]:
 def _choose(folder: Path, workers: int) -> None:
     """Thresholds and calibration from the validation phantoms that the card names; written into the card."""
     from hilum.exam.choose import choose
-    from hilum.exam.phantom_cases import score_seeds
+    from hilum.exam.phantom_cases import Protocol, score_seeds
     from hilum.train.run import write_card
 
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    first, count = card["validation"]["seed"], card["validation"]["count"]
-    rows = _bar(score_seeds(range(first, first + count), [str(folder)], workers=workers), count, "validation")
+    data = card["recipe"]["data"]
+    first, count = data["validation_seed"], data["validation"]
+    # made as the training phantoms were; the exam's keep every scanner's own spacing
+    spacing = tuple(data["spacing_mm"]) if data["spacing_mm"] else None
+    scored = score_seeds(
+        range(first, first + count),
+        [str(folder)],
+        protocol=Protocol(data["work_mm"], spacing),
+        workers=workers,
+    )
+    rows = _bar(scored, count, "validation")
     write_card(folder, card | choose([row[0] for row in rows]))
 
 

@@ -90,18 +90,30 @@ def _localise(
     )
 
 
-def score_seed(job: tuple[int, tuple[str, ...], float]) -> list[CaseScore]:
+@dataclass(frozen=True)
+class Protocol:
+    """How the phantoms of a suite are made.
+
+    Args:
+        work_mm: voxel of the phantom's world. spacing_mm: written spacing; None keeps each plan's own.
+    """
+
+    work_mm: float = 2.0
+    spacing_mm: tuple[float, float, float] | None = None
+
+
+def score_seed(job: tuple[int, tuple[str, ...], Protocol]) -> list[CaseScore]:
     """Make one phantom and score every model on it (a job for a process)."""
-    seed, models, work_mm = job
+    seed, models, protocol = job
     torch.set_num_threads(1)
-    phantom = make_phantom(draw_plan(seed), work_mm=work_mm)
+    phantom = make_phantom(draw_plan(seed, spacing_mm=protocol.spacing_mm), work_mm=protocol.work_mm)
     return [score_case(phantom, ScanModel.load(name)) for name in models]
 
 
 def score_seeds(
-    seeds: Sequence[int], models: Sequence[str], *, work_mm: float = 2.0, workers: int = 2
+    seeds: Sequence[int], models: Sequence[str], *, protocol: Protocol | None = None, workers: int = 2
 ) -> Iterator[list[CaseScore]]:
     """Score many phantoms; yields in order as they are done."""
-    jobs = [(seed, tuple(models), work_mm) for seed in seeds]
+    jobs = [(seed, tuple(models), protocol or Protocol()) for seed in seeds]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(score_seed, jobs)

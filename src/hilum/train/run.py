@@ -66,7 +66,6 @@ def fresh_card(recipe: Recipe, preset: Preset, digest: str) -> dict[str, Any]:
             f"{data.validation} synthetic phantoms (seeds {data.validation_seed} to "
             f"{data.validation_seed + data.validation - 1})"
         ),
-        "validation": {"seed": data.validation_seed, "count": data.validation},
         "recipe": recipe.model_dump(mode="json"),
         "thresholds": {},
         "map_thresholds": {},
