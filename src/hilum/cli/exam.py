@@ -50,6 +50,7 @@ def exam(
     if out:
         from hilum.io.atomic import atomic_write
 
+        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as file:
             file.write((text + "\n").encode())
     click.echo(text if as_json else result["text"])
