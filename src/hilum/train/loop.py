@@ -149,8 +149,9 @@ def _step(
         )
     optim.zero_grad(set_to_none=True)
     total.backward()
-    for group in list(model.children()) if recipe.optim.clip_by_module else [model]:
-        torch.nn.utils.clip_grad_norm_(group.parameters(), recipe.optim.clip)
+    apart: list[torch.nn.Module] = list(model.children()) if recipe.optim.clip_by_module else [model]
+    for module in apart:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.optim.clip)
     optim.step()
     return {name: value.item() for name, value in losses.items()}
 

@@ -91,7 +91,7 @@ class Recipe(Strict):
     data: DataRecipe = Field(default_factory=lambda: DataRecipe.model_validate({}))
     augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
     optim: OptimRecipe = Field(default_factory=lambda: OptimRecipe.model_validate({}))
-    objective: ObjectiveRecipe = Field(default_factory=ObjectiveRecipe)
+    objective: ObjectiveRecipe = Field(default_factory=lambda: ObjectiveRecipe.model_validate({}))
 
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
