@@ -41,6 +41,9 @@ AffineLps: TypeAlias = Float64[np.ndarray, "4 4"]
 PointsMm: TypeAlias = Float64[np.ndarray, "N 3"]
 """Points in patient mm."""
 
+OtherPointsMm: TypeAlias = Float64[np.ndarray, "M 3"]
+"""A second set of points beside `PointsMm`, of its own length."""
+
 PointMm: TypeAlias = Float64[np.ndarray, "3"]
 """One point in patient mm."""
 

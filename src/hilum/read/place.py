@@ -13,7 +13,7 @@ import numpy as np
 from hilum.geometry import LPS_FROM_RAS, Geometry
 from hilum.read.reading import ImageRef, PointMm, Side, SliceAxis, Where
 from hilum.read.sides import Frame
-from hilum.types import MaskVolume, PointsMm, ProbabilityMap
+from hilum.types import MaskVolume, OtherPointsMm, PointsMm, ProbabilityMap
 from hilum.volume import CTVolume
 
 MIDLINE_BAND_MM = {"mediastinum": 15.0, "heart": 15.0, "oesophagus": 25.0, "global": 15.0}
@@ -88,7 +88,7 @@ def _describe(
     peak: np.ndarray,
     centroid: np.ndarray,
     points: PointsMm,
-    everywhere: PointsMm,
+    everywhere: OtherPointsMm,
     grid: Geometry,
     volume: CTVolume,
     frame: Frame,
