@@ -150,8 +150,8 @@ def _step(
     optim.zero_grad(set_to_none=True)
     total.backward()
     apart: list[torch.nn.Module] = list(model.children()) if recipe.optim.clip_by_module else [model]
-    for module in apart:
-        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.optim.clip)
+    for parameters in filter(None, (list(module.parameters()) for module in apart)):
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.clip)
     optim.step()
     return {name: value.item() for name, value in losses.items()}
 
