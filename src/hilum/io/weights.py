@@ -18,14 +18,9 @@ from safetensors.numpy import save
 
 from hilum.errors import UsageError, WeightsError
 from hilum.io.atomic import atomic_write
+from hilum.io.hashing import sha256_of
 
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(path: Path, *, sha256: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -38,7 +33,7 @@ def load_weights(path: Path, *, sha256: str | None = None) -> tuple[dict[str, np
         raise WeightsError(
             "WEIGHTS_PICKLE", "weights are safetensors", expected=".safetensors", got=path.suffix, path=path
         )
-    if sha256 is not None and (found := file_sha256(path)) != sha256:
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise WeightsError(
             "WEIGHTS_HASH", "weights match their pinned hash", expected=sha256, got=found, path=path
         )

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from hilum.cohort.prep import PrepTrace
 from hilum.errors import UsageError
 from hilum.geometry import Geometry
-from hilum.io.weights import file_sha256, load_weights, preset_data
+from hilum.io.weights import load_weights, preset_data
 from hilum.model.cam import CamNet, CamOutput
 from hilum.model.preset import Preset, build_network, load_state
 from hilum.model.ynet import YNetOutput
@@ -98,7 +98,7 @@ class ScanModel:
         preset = Preset.from_dict(preset_data(card["preset"]))
         network = build_network(preset)
         load_state(network, {k: torch.tensor(v) for k, v in tensors.items()})
-        return cls(preset, network, card, file_sha256(folder / "model.safetensors"))
+        return cls(preset, network, card, card["sha256"])
 
     @property
     def name(self) -> str:
