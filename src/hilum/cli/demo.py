@@ -61,11 +61,12 @@ def demo(out: str, offline: bool, overwrite: bool, open_page: bool, as_json: boo
     """
     from rich.console import Console
 
+    from hilum.io.atomic import refuse_existing
     from hilum.read.reader import read
     from hilum.read.reading import Reading
 
     folder = Path(out)
-    _refuse_existing(folder, overwrite)
+    refuse_existing(folder, overwrite)
     console = Console(stderr=True, quiet=as_json)
     case = _phantom(console) if offline else _public(console)
     _introduce(console, case)
@@ -81,20 +82,6 @@ def demo(out: str, offline: bool, overwrite: bool, open_page: bool, as_json: boo
         _tell(reading, scores, page)
     if open_page:
         webbrowser.open(page.resolve().as_uri())
-
-
-def _refuse_existing(folder: Path, overwrite: bool) -> None:
-    from hilum.errors import OutputError
-
-    if folder.exists() and not overwrite:
-        raise OutputError(
-            "OUTPUT_EXISTS",
-            "results never replace other files unasked",
-            expected="a name that is free",
-            got="a folder" if folder.is_dir() else "a file",
-            path=folder,
-            hint="Choose another folder with --out, or say --overwrite.",
-        )
 
 
 def _public(console: Console) -> Case:

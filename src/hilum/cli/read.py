@@ -63,16 +63,9 @@ def read(
 def _check_output(folder: Path, source: Path, overwrite: bool) -> None:
     """Before any work: the output is free, and does not lie inside the input."""
     from hilum.errors import OutputError
+    from hilum.io.atomic import refuse_existing
 
-    if folder.exists() and not overwrite:
-        raise OutputError(
-            "OUTPUT_EXISTS",
-            "results never replace other files unasked",
-            expected="a name that is free",
-            got="a folder" if folder.is_dir() else "a file",
-            path=folder,
-            hint="Choose another folder with --out, or say --overwrite.",
-        )
+    refuse_existing(folder, overwrite)
     inside, outside = folder.resolve(), source.resolve()
     if inside == outside or (source.is_dir() and outside in inside.parents) or inside in outside.parents:
         raise OutputError(

@@ -66,7 +66,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             written (`OUTPUT_UNWRITABLE`).
     """
     final = Path(path)
-    _refuse_existing(final, overwrite)
+    refuse_existing(final, overwrite)
     beside = _beside(final)
     try:
         beside.mkdir()
@@ -75,7 +75,7 @@ def atomic_folder(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield beside
         _sync_tree(beside)
-        _refuse_existing(final, overwrite)
+        refuse_existing(final, overwrite)
         _swap(beside, final)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -88,7 +88,12 @@ def _beside(final: Path) -> Path:
     return final.parent / f".hilum-{secrets.token_hex(8)}.tmp"
 
 
-def _refuse_existing(final: Path, overwrite: bool) -> None:
+def refuse_existing(final: Path, overwrite: bool) -> None:
+    """Before any work: a final name is free, or names a folder that may be replaced.
+
+    Raises:
+        OutputError: `OUTPUT_EXISTS`.
+    """
     if not os.path.lexists(final):
         return
     if overwrite and final.is_dir() and not final.is_symlink():
