@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 ScanBatch: TypeAlias = Float[Tensor, "B 1 X Y Z"]
 """HU scaled by `cohort.prep` (value / 1000, clipped to [-1.024, 3.071])."""
 
-OrganLogits: TypeAlias = Float[Tensor, "B O X Y Z"]
+OrganLogits: TypeAlias = Float[Tensor, "B O *voxels"]
 """One sigmoid channel per organ of `text.vocabulary.ORGAN_CHANNELS`."""
 
 AnomalyLogits: TypeAlias = Float[Tensor, "B D U V W"]
@@ -22,13 +22,31 @@ AnomalyLogits: TypeAlias = Float[Tensor, "B D U V W"]
 FineAnomalyLogits: TypeAlias = Float[Tensor, "B D X Y Z"]
 """The same at the full resolution of the scan."""
 
+HalfFeatures: TypeAlias = Float[Tensor, "B C U V W"]
+"""Features at half the resolution of the scan."""
+
+FoldedLogits: TypeAlias = Float[Tensor, "B O8 U V W"]
+"""Logits at half resolution, eight voxels of the full grid per channel group (`model.ynet.fold`)."""
+
+FeatureRows: TypeAlias = Float[Tensor, "B N C"]
+"""`HalfFeatures` with its N = U V W voxels in a row."""
+
+OrganRows: TypeAlias = Float[Tensor, "B N O 8"]
+"""Organ probabilities or logits of the eight full-grid voxels in each half-resolution voxel."""
+
+GateRows: TypeAlias = Bool[Tensor, "B N O 8"]
+"""Which of those voxels each organ lets evidence through."""
+
 Labels: TypeAlias = Float[Tensor, "B D"]
 """Tri-state: 1 present, 0 absent, NaN unknown."""
 
 ScanProbabilities: TypeAlias = Float[Tensor, "B D"]
 """Scan-level probability per finding."""
 
-OrganMasks: TypeAlias = Bool[Tensor, "B O X Y Z"]
+OrganBits: TypeAlias = UInt8[Tensor, "B X Y Z"]
+"""Organ masks packed into one byte: bit o is organ channel o."""
+
+OrganMasks: TypeAlias = Bool[Tensor, "B O *voxels"]
 """Ground-truth organ masks."""
 
 VoxelTensor: TypeAlias = Float[Tensor, "X Y Z"]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from hilum.objective.mil import finding_gate, organ_gate, prevalence_bce, top_mean, voxel_counts
+from hilum.model.ynet import AnomalyHeads, rows, unfold, unrows
+from hilum.objective.mil import organ_gate, prevalence_bce, scan_probabilities, voxel_counts
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
 
 
@@ -39,59 +40,75 @@ def test_tversky_focal_equals_its_twin(fp, fn, alpha):
     assert torch.allclose(a.grad, b.grad, atol=1e-10)
 
 
-def slow_top_mean(logits, gate, counts):
-    rows = []
-    for b in range(logits.shape[0]):
-        row = []
-        for d, k in enumerate(counts):
-            open_values = torch.sigmoid(logits[b, d][gate[b, d]])
-            chosen = open_values.sort(descending=True).values[:k]
-            # fewer open voxels than k: the missing ones count as zero
-            row.append(chosen.sum() / k)
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
+def slow_scan_probabilities(heads, features, gate, organ_of, counts):
+    """Voxel by voxel, every voxel's logits computed, nothing selected before the end."""
+    low, high = [], []
+    for b in range(features.shape[0]):
+        coarse, fine = heads(features[b], list(range(len(organ_of))))
+        rows = [[], []]
+        for d, organ in enumerate(organ_of):
+            open_coarse, open_fine = [], []
+            for n in range(features.shape[1]):
+                if gate[b, n, organ].any():
+                    open_coarse.append(torch.sigmoid(coarse[n, d]))
+                for k in range(8):
+                    if gate[b, n, organ, k]:
+                        open_fine.append(torch.sigmoid(fine[n, d, k]))
+            for level, values in enumerate((open_coarse, open_fine)):
+                best = torch.stack(values).sort(descending=True).values[: counts[level][d]]
+                # fewer open voxels than asked for: the missing ones count as zero
+                rows[level].append(best.sum() / counts[level][d])
+        low.append(torch.stack(rows[0]))
+        high.append(torch.stack(rows[1]))
+    return torch.stack(low), torch.stack(high)
 
 
-def test_top_mean_equals_its_twin_value_and_gradient():
+def test_scan_probabilities_equal_their_twin_value_and_gradient():
     generator = torch.Generator().manual_seed(1)
-    a = torch.randn((2, 3, 6, 4, 4), generator=generator, dtype=torch.float64, requires_grad=True)
+    heads = AnomalyHeads(4, 3).double()
+    gate = torch.rand((2, 12, 2, 8), generator=generator) > 0.7
+    gate[0, :, 1] = False
+    gate[0, 3, 1, :2] = True
+    counts = ([2, 1, 3], [5, 3, 20])
+    a = torch.randn((2, 12, 4), generator=generator, dtype=torch.float64, requires_grad=True)
     b = a.detach().clone().requires_grad_()
-    gate = torch.rand((2, 3, 6, 4, 4), generator=generator) > 0.5
-    gate[0, 1] = False
-    gate[0, 1, 0, 0, :2] = True
-    counts = [1, 5, 12]
-    fast, slow = top_mean(a, gate, counts), slow_top_mean(b, gate, counts)
-    weights = torch.rand(fast.shape, generator=generator, dtype=torch.float64)
-    (fast * weights).sum().backward()
-    (slow * weights).sum().backward()
-    assert torch.allclose(fast, slow, atol=1e-9)
-    assert torch.allclose(a.grad, b.grad, atol=1e-9)
+    results = []
+    for function, features in ((scan_probabilities, a), (slow_scan_probabilities, b)):
+        heads.zero_grad()
+        low, high = function(heads.rows, features, gate, (0, 1, 1), counts)
+        weights = torch.rand((2, *low.shape), generator=torch.Generator().manual_seed(2))
+        (low * weights[0] + high * weights[1]).sum().backward()
+        results.append((low, high, features.grad, *(p.grad.clone() for p in heads.parameters())))
+    for fast, slow in zip(*results, strict=True):
+        assert torch.allclose(fast, slow, atol=1e-6)
+
+
+def test_rows_of_the_heads_are_the_voxels_of_their_maps():
+    heads = AnomalyHeads(4, 3)
+    features = torch.randn(1, 4, 2, 3, 4)
+    low, high = heads(features)
+    coarse, fine = heads.rows(rows(features)[0], [2, 0])
+    assert torch.allclose(rows(low)[0][:, [2, 0]], coarse, atol=1e-5)
+    assert torch.allclose(unfold(unrows(fine.flatten(1)[None], (2, 3, 4))), high[:, [2, 0]], atol=1e-5)
 
 
 def test_the_gate_survives_an_empty_organ():
-    prob = torch.full((1, 2, 4, 4, 4), 0.01)
-    prob[0, 0, 1, 2, 3] = 0.2
+    prob = torch.full((1, 8, 2, 8), 0.01)
+    prob[0, 4, 0, 3] = 0.2
     gate = organ_gate(prob, least=[3, 5])
-    assert gate[0, 0].sum() == 3
-    assert gate[0, 1].sum() == 5
-    assert gate[0, 0, 1, 2, 3]
-    logits = torch.zeros((1, 1, 4, 4, 4), requires_grad=True)
-    top_mean(logits, finding_gate(gate, (4, 4, 4), [1]), [5]).sum().backward()
-    assert logits.grad.abs().sum() > 0
+    assert gate[0, :, 0].sum() == 3
+    assert gate[0, :, 1].sum() == 5
+    assert gate[0, 4, 0, 3]
+    features = torch.randn((1, 8, 4), requires_grad=True)
+    low, high = scan_probabilities(AnomalyHeads(4, 1).rows, features, gate, [1], ([1], [5]))
+    (low + high).sum().backward()
+    assert features.grad.abs().sum() > 0
 
 
 def test_a_found_organ_is_the_gate_and_nothing_else():
-    prob = torch.zeros((1, 1, 4, 4, 4))
-    prob[0, 0, :2] = 0.9
-    assert torch.equal(organ_gate(prob, least=[3])[0, 0], prob[0, 0] > 0.5)
-
-
-def test_half_resolution_gate_opens_where_any_voxel_is_open():
-    gate = torch.zeros((1, 1, 4, 4, 4), dtype=torch.bool)
-    gate[0, 0, 3, 0, 1] = True
-    half = finding_gate(gate, (2, 2, 2), [0])
-    assert half[0, 0, 1, 0, 0]
-    assert half.sum() == 1
+    prob = torch.zeros((1, 8, 1, 8))
+    prob[0, :4] = 0.9
+    assert torch.equal(organ_gate(prob, least=[3]), prob > 0.5)
 
 
 def test_prevalence_bce_by_hand_and_unknown_is_masked():

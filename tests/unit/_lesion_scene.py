@@ -88,6 +88,7 @@ def toy_scene(
     r["body"] = ((x / 160) ** 2 + (y / 110) ** 2 < 1).expand(shape).clone()
     right, left = ball((75, -5, -30), (55, 80, 125)), ball((-75, -5, -30), (55, 80, 125))
     r["heart"] = ball((-14, 25, -70), (45 * heart, 38 * heart, 48 * heart)) < 1
+    r["pericardium"] = r["heart"].clone()
     r["spine"] = (((x / 20) ** 2 + ((y + 75) / 20) ** 2) < 1).expand(shape) & r["body"]
     r["sternum"] = (x.abs() < 16) & ((y - 88).abs() < 6) & (z > -110) & (z < 40)
     r["bone"] = r["spine"] | r["sternum"]

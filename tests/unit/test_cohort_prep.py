@@ -70,3 +70,36 @@ def test_air_outside_is_padding_not_body():
     tensor, trace = Prep().apply(volume)
     assert all(n % 16 == 0 for n in trace.grid.shape)
     assert float(tensor.min()) >= -1.024 - 1e-6
+
+
+def chest_volume(left_air: bool = True) -> CTVolume:
+    """A wide body, two ellipsoid lungs, an arm and a long abdomen; 4 mm voxels."""
+    shape = (120, 80, 160)
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1).astype(float)
+
+    def ellipsoid(centre, radii):
+        return (((index - np.array(centre)) / np.array(radii)) ** 2).sum(-1) < 1
+
+    hu = np.full(shape, -1000.0, dtype=np.float32)
+    hu[(((index[..., :2] - (60, 40)) / (45, 30)) ** 2).sum(-1) < 1] = 30.0
+    hu[ellipsoid((82, 40, 110), (17, 20, 30))] = -800.0
+    if left_air:
+        hu[ellipsoid((38, 40, 110), (17, 20, 30))] = -800.0
+    return CTVolume.from_source(hu, Geometry(shape, np.diag([4.0, 4.0, 4.0, 1.0])), Provenance("phantom", "0"))
+
+
+@pytest.mark.parametrize("left_air", [True, False])
+def test_the_grid_is_the_chest_with_both_sides(left_air):
+    volume = chest_volume(left_air)
+    tensor, trace = Prep(spacing_mm=4.0).apply(volume)
+    low, high = trace.grid.to_mm(np.array([[0, 0, 0], np.array(trace.grid.shape) - 1]))
+    assert low[0] <= (38 - 17) * 4 and high[0] >= (82 + 17) * 4, "both lungs' places"
+    assert low[2] >= 16.0, "most of a long abdomen is left out"
+    assert high[2] >= (110 + 30) * 4
+    assert tensor.shape[2:] == trace.grid.shape
+
+
+def test_without_lungs_the_grid_is_the_body():
+    volume = bump_volume(np.diag([2.0, 2.4, 3.0, 1.0]))
+    _, trace = Prep(multiple=1).apply(volume)
+    assert trace.grid.extent_mm[2] >= 0.95 * volume.geometry.extent_mm[2]

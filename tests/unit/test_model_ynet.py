@@ -6,9 +6,21 @@ import torch
 from hilum.errors import UsageError, WeightsError
 from hilum.io.weights import load_weights, preset_data, save_weights
 from hilum.model.preset import Preset, build_network, load_state
-from hilum.model.ynet import YNet, YNetConfig, fold, unfold
+from hilum.model.ynet import InstanceNorm, YNet, YNetConfig, fold, rows, unfold, unrows
 
 TINY = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_instance_norm_is_torch_instance_norm(batch):
+    x = torch.randn(batch, 4, 3, 5, 7, dtype=torch.float64)
+    ours, theirs = InstanceNorm(4).double(), torch.nn.InstanceNorm3d(4, affine=True).double()
+    assert torch.allclose(ours(x), theirs(x))
+
+
+def test_rows_are_undone_by_unrows():
+    x = torch.randn(2, 3, 4, 6, 8)
+    assert torch.equal(unrows(rows(x), (4, 6, 8)), x)
 
 
 def test_fold_is_undone_by_unfold():
@@ -32,7 +44,7 @@ def test_shapes_at_both_scales():
 
 def test_organ_features_reach_the_anomaly_maps_but_not_back():
     net = YNet(TINY)
-    x = torch.randn(1, 1, 16, 16, 16)
+    x = torch.randn(1, 1, 32, 32, 32)
     net(x).high.sum().backward()
     assert net.seg[1].mix.weight.grad.abs().sum() > 0
     net.zero_grad()
@@ -95,15 +107,14 @@ def test_nonfinite_weights_are_refused(tmp_path):
         load_weights(tmp_path / "w.safetensors")
 
 
-def test_a_deep_network_trains_coarse_heads_and_drops_them_when_reading():
+def test_a_deep_network_has_coarse_heads():
     net = YNet(YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, deep=True))
-    shapes = [c.shape[2:] for c in net(torch.zeros(1, 1, 32, 16, 48)).coarse]
+    shapes = [c.shape[2:] for c in net.features(torch.zeros(1, 1, 32, 16, 48)).coarse]
     assert shapes == [(4, 2, 6), (8, 4, 12)]
-    assert net.eval()(torch.zeros(1, 1, 32, 16, 48)).coarse == ()
 
 
 def test_detached_organs_feel_no_anomaly_gradient():
     net = YNet(YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, detach=True))
-    net(torch.randn(1, 1, 16, 16, 16)).high.sum().backward()
+    net(torch.randn(1, 1, 32, 32, 32)).high.sum().backward()
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in net.seg.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.encoder.parameters())

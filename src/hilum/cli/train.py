@@ -64,7 +64,7 @@ class _Bars:
         self.progress = Bars(*columns, console=Console(stderr=True))
         self.steps: TaskID | None = None
 
-    def track(self, items: Iterable[Path], total: int, what: str) -> Iterable[Path]:
+    def track(self, items: Iterable[list[Path]], total: int, what: str) -> Iterable[list[Path]]:
         """Count items as they come."""
         task = self.progress.add_task(what, total=total)
         for item in items:

@@ -21,12 +21,14 @@ from safetensors.torch import save
 from hilum.cohort.prep import Prep
 from hilum.cohort.resample import resample
 from hilum.io.atomic import atomic_write
+from hilum.phantom.anatomy import build_scene
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import Phantom, make_phantom
+from hilum.phantom.scene import Scene
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.volume import CTVolume, Provenance
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever phantoms or preparation change, so that stale files are made anew."""
 
 
@@ -36,6 +38,8 @@ class PhantomSetSpec:
 
     Args:
         seed: of the first phantom; phantom i has seed + i. lesions: whether lesion masks are stored.
+        prevalence: chance of each finding; None draws as `hilum phantom` does.
+        siblings: scans of each patient, with different findings in the same anatomy; `count` is a multiple.
         spacing_mm: written spacing of the scan before preparation; None keeps each plan's own.
     """
 
@@ -45,6 +49,8 @@ class PhantomSetSpec:
     work_mm: float = 2.5
     spacing_mm: tuple[float, float, float] | None = None
     lesions: bool = False
+    prevalence: float | None = None
+    siblings: int = 1
 
     def folder(self, root: Path) -> Path:
         """Where its files are: named by everything but the count."""
@@ -104,27 +110,36 @@ def prepare_phantom(
     return out, meta
 
 
-def _make_file(job: tuple[int, PhantomSetSpec, Path]) -> Path:
-    seed, spec, path = job
+def _make_patient(job: tuple[int, PhantomSetSpec, list[Path]]) -> list[Path]:
+    """All scans of one patient."""
+    seed, spec, paths = job
     torch.set_num_threads(1)
-    plan = draw_plan(seed, spacing_mm=spec.spacing_mm)
-    tensors, meta = prepare_phantom(make_phantom(plan, work_mm=spec.work_mm), spec.prep, lesions=spec.lesions)
-    body = save({k: v.contiguous() for k, v in tensors.items()}, metadata=meta)
-    with atomic_write(path) as file:
-        file.write(body)
-    return path
+    anatomy: Scene | None = None
+    for sibling, path in enumerate(paths):
+        plan = draw_plan(seed, spacing_mm=spec.spacing_mm, prevalence=spec.prevalence, sibling=sibling)
+        if anatomy is None:
+            anatomy = build_scene(plan, work_mm=spec.work_mm)
+        phantom = make_phantom(plan, anatomy=anatomy)
+        tensors, meta = prepare_phantom(phantom, spec.prep, lesions=spec.lesions)
+        body = save({k: v.contiguous() for k, v in tensors.items()}, metadata=meta)
+        with atomic_write(path) as file:
+            file.write(body)
+    return paths
 
 
-def build(spec: PhantomSetSpec, root: Path, *, workers: int = 2) -> Iterator[Path]:
-    """Make what is missing; yields each file as it is ready, in order. Interrupted builds go on where they
-    stopped."""
+def build(spec: PhantomSetSpec, root: Path, *, workers: int = 2) -> Iterator[list[Path]]:
+    """Make what is missing; yields each patient's files as they are ready, in order. Interrupted builds go on
+    where they stopped."""
     folder = spec.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{spec.seed + i}.safetensors" for i in range(spec.count)]
-    missing = [(spec.seed + i, spec, path) for i, path in enumerate(paths) if not path.exists()]
-    pending = {path for _, _, path in missing}
+    patients = [
+        [folder / f"{spec.seed + i}-{k}.safetensors" for k in range(spec.siblings)]
+        for i in range(spec.count // spec.siblings)
+    ]
+    done = [all(path.exists() for path in paths) for paths in patients]
+    jobs = [(spec.seed + i, spec, paths) for i, paths in enumerate(patients) if not done[i]]
     # spawn: fork and torch's thread pool do not mix
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        made = pool.map(_make_file, missing)
-        for path in paths:
-            yield next(made) if path in pending else path
+        made = pool.map(_make_patient, jobs)
+        for ready, paths in zip(done, patients, strict=True):
+            yield paths if ready else next(made)

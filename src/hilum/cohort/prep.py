@@ -1,8 +1,8 @@
 """One preparation for training, exam, API and demo: HU on any grid -> a body-cropped grid in millimetres,
 and back.
 
-The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the body and
-padded with air to a multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre
+The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the chest around
+the lungs (to the body where no lung is seen) and padded with air to a multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre
 stays a millimetre.
 """
 
@@ -21,7 +21,15 @@ from hilum.tensors import ScanBatch
 from hilum.types import GridMap, MaskVolume, ProbabilityMap
 from hilum.volume import CTVolume
 
+VoxelBox = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""First and last voxel along each axis."""
+
 AIR_HU = -1024.0
+LUNG_HU = -500.0
+LEAST_LUNG_ML = 300.0
+AROUND_LUNGS_MM = ((28.0, 28.0), (44.0, 28.0), (80.0, 60.0))
+"""Kept beyond the lungs: left and right (ribs), behind (vertebrae) and in front, below (effusions under the
+lung, upper abdomen) and above."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Prep:
 
     Args:
         spacing_mm: of the isotropic grid. multiple: each axis is padded to a multiple of this, in voxels.
-        margin_mm: kept around the body. max_extent_mm: longest body axis accepted (memory plan, G01).
+        margin_mm: kept around the body where no lung is seen. max_extent_mm: longest body axis accepted (memory plan, G01).
     """
 
     spacing_mm: float = 3.0
@@ -79,7 +87,7 @@ class Prep:
         hu = torch.from_numpy(np.clip(volume.hu, AIR_HU, 3071.0))
         coarse = self._whole_grid(volume.geometry)
         low = resample(hu, volume.geometry, coarse)
-        grid = self._body_grid(coarse, body_mask(low.numpy()))
+        grid = self._chest_grid(coarse, low.numpy())
         tensor = resample_window(low, coarse, grid)
         return (tensor / 1000.0)[None, None], PrepTrace(volume.geometry, grid, self)
 
@@ -100,16 +108,13 @@ class Prep:
         ) / 2
         return subgrid(source, start, self.spacing_mm / np.array(source.spacing_mm), shape)
 
-    def _body_grid(self, coarse: Geometry, body: MaskVolume) -> Geometry:
-        margin = round(self.margin_mm / self.spacing_mm)
-        starts, sizes = [], []
-        for axis in range(3):
-            used = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
-            low, high = (0, body.shape[axis] - 1) if axis == 2 or used.size == 0 else (used[0], used[-1])
-            low, high = max(0, low - margin), min(body.shape[axis] - 1, high + margin)
-            size = -(-(high - low + 1) // self.multiple) * self.multiple
-            starts.append(low - (size - (high - low + 1)) // 2)
-            sizes.append(size)
+    def _chest_grid(self, coarse: Geometry, hu: np.ndarray) -> Geometry:
+        body = body_mask(hu)
+        box = chest_box(hu, body, self.spacing_mm) or body_box(body, round(self.margin_mm / self.spacing_mm))
+        sizes = [-(-(high - low + 1) // self.multiple) * self.multiple for low, high in box]
+        starts = [
+            low - (size - (high - low + 1)) // 2 for (low, high), size in zip(box, sizes, strict=True)
+        ]
         return subgrid(coarse, np.array(starts), np.ones(3), np.array(sizes))
 
 
@@ -145,3 +150,40 @@ def body_mask(hu: np.ndarray, threshold_hu: float = -400.0) -> MaskVolume:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels == int(sizes.argmax())
+
+
+def body_box(body: MaskVolume, margin_vox: int) -> VoxelBox:
+    """The body with a margin, over the whole scanned length."""
+    sides = [_span(body, axis, margin_vox, margin_vox) for axis in (0, 1)]
+    return (sides[0], sides[1], (0, body.shape[2] - 1))
+
+
+def chest_box(hu: np.ndarray, body: MaskVolume, spacing_mm: float) -> VoxelBox | None:
+    """The chest around the air of the lungs (axes nearest RAS+); None with less air than a lung has.
+
+    Left to right it is symmetric about the body, so that a lung without air is kept as well.
+    """
+    air, count = cc3d.connected_components(hu < LUNG_HU, connectivity=6, return_N=True)
+    inside = np.ones(count + 1, dtype=bool)
+    for face in (air[0], air[-1], air[:, 0], air[:, -1]):
+        inside[np.unique(face)] = False
+    sizes_ml = np.bincount(air.ravel()) * spacing_mm**3 / 1000
+    inside &= sizes_ml > LEAST_LUNG_ML / 10
+    inside[0] = False
+    if sizes_ml[inside].sum() < LEAST_LUNG_ML:
+        return None
+    lungs = inside[air]
+    (left, right), back_front, below_above = (
+        _span(lungs, axis, *(round(mm / spacing_mm) for mm in AROUND_LUNGS_MM[axis])) for axis in range(3)
+    )
+    middle = float(np.median(np.nonzero(body.any(axis=1))[0]))
+    half = max(middle - left, right - middle)
+    sides = max(0, int(middle - half)), min(hu.shape[0] - 1, int(middle + half + 0.5))
+    return sides, back_front, below_above
+
+
+def _span(mask: MaskVolume, axis: int, before: int, after: int) -> tuple[int, int]:
+    """First and last index of `mask` along an axis, widened but kept within the array."""
+    used = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+    low, high = (0, mask.shape[axis] - 1) if used.size == 0 else (int(used[0]), int(used[-1]))
+    return max(0, low - before), min(mask.shape[axis] - 1, high + after)

@@ -31,10 +31,9 @@ class CamNet(nn.Module):
         super().__init__()
         a, b, c, d = config.widths
         # a wider decoder, so that the baseline has no fewer parameters than the Y-net has with its two
-        g = config.groups
         self.encoder = Encoder(config)
         wide = 7 * c // 4
-        self.up = nn.ModuleList([Up(d, c, wide, g), Up(wide, b, b, g), Up(b, a, config.abn_width, g)])
+        self.up = nn.ModuleList([Up(d, c, wide), Up(wide, b, b), Up(b, a, config.abn_width)])
         self.head = nn.Conv3d(config.abn_width, config.findings, 1)
         start_head(self.head, -1.5)
         channels_last(self)

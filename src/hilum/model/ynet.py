@@ -8,23 +8,40 @@ with convolutions where the paper has Mamba layers. What differs and why:
 and every
   convolution runs at half resolution or below, so that two CPU cores train it;
 * full-resolution maps are unfolded from half-resolution features (sub-voxel convolution) for the same reason;
-* GroupNorm instead of InstanceNorm: the batch is one scan, and it keeps the channels-last layout that CPU
-kernels want.
+* the two anomaly heads read both signs of their features (CReLU): what is darker than usual is as easy to say
+  as what is brighter.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from hilum.tensors import AnomalyLogits, FineAnomalyLogits, OrganLogits, ScanBatch
+from hilum.tensors import (
+    AnomalyLogits,
+    FineAnomalyLogits,
+    FoldedLogits,
+    HalfFeatures,
+    OrganLogits,
+    OrganRows,
+    ScanBatch,
+)
 
 ORGAN_GAIN = 5.0
 """Factor of the organ logits. A soft Dice wants background logits near -7; Adam's steps are of one size
 whatever the gradient, so without a gain a head needs hundreds of steps to get there."""
+
+ANOMALY_GAIN = 10.0
+"""Factor of the anomaly logits, for the same reason: a scan's label says little, and its voxels must still
+part within a few hundred scans."""
+
+ANOMALY_START = -1.0
+"""First anomaly logit everywhere: near where weighted cross-entropy leaves a network that knows nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,7 @@ class YNetConfig:
             [-1, 1].
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
         abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
-        groups: of GroupNorm. deep: organ heads at 1/8 and 1/4 too, used in training only: the decoder learns
+        deep: organ heads at 1/8 and 1/4 too, used in training only: the decoder learns
             where organs are before it learns their borders. detach: anomaly gradients stop at the organ
             decoder's features (the paper lets them through).
     """
@@ -47,21 +64,36 @@ class YNetConfig:
     abn_width: int = 32
     organs: int = 7
     findings: int = 18
-    groups: int = 4
     deep: bool = False
     detach: bool = False
 
 
 @dataclass(frozen=True)
 class YNetOutput:
-    """Logits: organs at full resolution; anomalies at half (`low`) and full (`high`) resolution; `coarse`
-    organs at 1/8 and 1/4 while a `deep` network trains, else empty.
-    """
+    """Logits: organs at full resolution; anomalies at half (`low`) and full (`high`) resolution."""
 
     organs: OrganLogits
     low: AnomalyLogits
     high: FineAnomalyLogits
-    coarse: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class YNetFeatures:
+    """What a training step reads instead of whole maps, at half resolution.
+
+    Args:
+        organs: organ logits, eight voxels of the full grid folded into channels (organ-major).
+        anomalies: what `AnomalyHeads` reads.
+        coarse: organ logits at 1/8 and 1/4 of a `deep` network.
+    """
+
+    organs: FoldedLogits
+    anomalies: HalfFeatures
+    coarse: tuple[torch.Tensor, ...]
+
+    def organ_rows(self) -> OrganRows:
+        """Organ logits of each half-resolution voxel's eight voxels."""
+        return rows(self.organs).unflatten(2, (-1, 8))
 
 
 def fold(x: torch.Tensor) -> torch.Tensor:
@@ -78,13 +110,41 @@ def unfold(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // 8, 2 * n, 2 * m, 2 * k)
 
 
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, U, V, W) -> (B, U V W, C); no copy in the channels-last layout."""
+    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+
+
+def unrows(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The inverse of `rows`, for a half-resolution `shape` (U, V, W)."""
+    return x.transpose(1, 2).unflatten(2, tuple(shape))
+
+
+class InstanceNorm(nn.Module):
+    """Each channel of each scan to mean 0 and variance 1, then a learned scale and shift (EXACT §1.2).
+
+    One scan is a batch of one: batch statistics are then the instance's own, and torch's kernel for them keeps
+    the channels-last layout, which its instance norm does not.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, U, V, W) -> the same shape."""
+        if x.shape[0] == 1:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias)
+
+
 class Block(nn.Module):
     """Two convolutions with one norm, and a skip."""
 
-    def __init__(self, width: int, groups: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv3d(width, width, 3, padding=1)
-        self.norm = nn.GroupNorm(groups, width)
+        self.norm = InstanceNorm(width)
         self.second = nn.Conv3d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
@@ -96,12 +156,12 @@ class Block(nn.Module):
 class Up(nn.Module):
     """Twice as fine: transposed convolution, then the skips beside it, then a convolution and a block."""
 
-    def __init__(self, below: int, skips: int, width: int, groups: int) -> None:
+    def __init__(self, below: int, skips: int, width: int) -> None:
         super().__init__()
         self.up = nn.ConvTranspose3d(below, width, 2, stride=2)
         self.mix = nn.Conv3d(width + skips, width, 3, padding=1)
-        self.norm = nn.GroupNorm(groups, width)
-        self.block = Block(width, groups)
+        self.norm = InstanceNorm(width)
+        self.block = Block(width)
 
     def forward(self, below: torch.Tensor, *skips: torch.Tensor) -> torch.Tensor:
         """`below` at half the resolution of every one of `skips`."""
@@ -122,10 +182,10 @@ class Encoder(nn.Module):
         self.register_buffer("high", high[None, :, None, None, None], persistent=False)
         widths, stages, steps = config.widths, [], []
         for i, (width, depth) in enumerate(zip(widths, config.depth, strict=True)):
-            stages.append(nn.Sequential(*(Block(width, config.groups) for _ in range(depth))))
+            stages.append(nn.Sequential(*(Block(width) for _ in range(depth))))
             before = 8 * len(config.windows_hu) if i == 0 else widths[i - 1]
             step = nn.Conv3d(before, width, 3, padding=1) if i == 0 else nn.Conv3d(before, width, 2, stride=2)
-            steps.append(nn.Sequential(step, nn.GroupNorm(config.groups, width)))
+            steps.append(nn.Sequential(step, InstanceNorm(width)))
         self.steps, self.stages = nn.ModuleList(steps), nn.ModuleList(stages)
 
     def forward(self, scan: ScanBatch) -> list[torch.Tensor]:
@@ -139,7 +199,7 @@ class Encoder(nn.Module):
         return features
 
 
-def start_head(head: nn.Conv3d, logit: float, std: float = 0.01) -> None:
+def start_head(head: nn.Conv3d | nn.Linear, logit: float, std: float = 0.01) -> None:
     """Small weights and one starting logit for every channel of a head."""
     nn.init.normal_(head.weight, std=std)
     nn.init.constant_(cast(torch.Tensor, head.bias), logit)
@@ -152,6 +212,35 @@ def channels_last(network: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
+class AnomalyHeads(nn.Module):
+    """Two linear readings of the same features: one logit per half-resolution voxel, and eight per voxel for
+    the full grid. They read both signs of each feature."""
+
+    def __init__(self, width: int, findings: int) -> None:
+        super().__init__()
+        self.low, self.high = nn.Linear(2 * width, findings), nn.Linear(2 * width, 8 * findings)
+        for head in (self.low, self.high):
+            start_head(head, ANOMALY_START / ANOMALY_GAIN, 0.05 / ANOMALY_GAIN)
+
+    def rows(self, rows: torch.Tensor, findings: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features (N, C) of chosen voxels -> logits (N, F) and (N, F, 8) of chosen findings."""
+        both = torch.cat([torch.relu(rows), torch.relu(-rows)], dim=1)
+        pick = torch.tensor(findings, device=rows.device)
+        fine = (pick[:, None] * 8 + torch.arange(8, device=rows.device)).flatten()
+        low = F.linear(both, self.low.weight[pick], self.low.bias[pick])
+        high = F.linear(both, self.high.weight[fine], self.high.bias[fine])
+        return low.float() * ANOMALY_GAIN, high.float().unflatten(1, (-1, 8)) * ANOMALY_GAIN
+
+    def forward(self, features: HalfFeatures) -> tuple[AnomalyLogits, FineAnomalyLogits]:
+        """Features (B, C, U, V, W) -> whole maps at half and full resolution."""
+        both = torch.cat([torch.relu(features), torch.relu(-features)], dim=1)
+        low, high = (
+            F.conv3d(both, head.weight[:, :, None, None, None], head.bias).float() * ANOMALY_GAIN
+            for head in (self.low, self.high)
+        )
+        return low, unfold(high)
+
+
 class YNet(nn.Module):
     """The whole network; see the module's docstring."""
 
@@ -159,11 +248,12 @@ class YNet(nn.Module):
         super().__init__()
         self.config = config
         a, b, c, d = config.widths
-        g, w = config.groups, config.abn_width
+        w = config.abn_width
         self.encoder = Encoder(config)
-        self.seg = nn.ModuleList([Up(d, c, c, g), Up(c, b, b, g), Up(b, a, a, g)])
+        self.seg = nn.ModuleList([Up(d, c, c), Up(c, b, b), Up(b, a, a)])
         # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
-        self.abn = nn.ModuleList([Up(d, c, c, g), Up(c, b + b, b, g), Up(b, a + a, w, g)])
+        self.abn = nn.ModuleList([Up(d, c, c), Up(c, b + b, b), Up(b, a + a, w)])
+        self.abn_norm = InstanceNorm(w)
         self.organ_head = nn.Conv3d(a, 8 * config.organs, 1)
         self.coarse_heads = nn.ModuleList(
             [nn.Conv3d(n, config.organs, 1) for n in (c, b)] if config.deep else []
@@ -171,25 +261,25 @@ class YNet(nn.Module):
         # most voxels are no organ: starting there saves the first hundred steps
         for head in (self.organ_head, *self.coarse_heads):
             start_head(cast(nn.Conv3d, head), -2.0 / ORGAN_GAIN, 0.05)
-        self.low_head = nn.Conv3d(w, config.findings, 1)
-        self.high_head = nn.Conv3d(w, 8 * config.findings, 1)
-        # rare findings: start at a probability of about 0.02, or the first steps only push maps down
-        start_head(self.low_head, -4.0)
-        start_head(self.high_head, -4.0)
+        self.anomaly_heads = AnomalyHeads(w, config.findings)
         channels_last(self)
 
-    def forward(self, scan: ScanBatch) -> YNetOutput:
-        """HU / 1000 with axes divisible by 16 -> logits."""
+    def features(self, scan: ScanBatch) -> YNetFeatures:
+        """HU / 1000 with axes divisible by 16 -> what the heads and losses read."""
         e1, e2, e3, e4 = self.encoder(scan)
         s3 = self.seg[0](e4, e3)
         s2 = self.seg[1](s3, e2)
         s1 = self.seg[2](s2, e1)
-        coarse = zip(self.coarse_heads, (s3, s2), strict=False) if self.training else ()
-        organs = unfold(self.organ_head(s1)).float() * ORGAN_GAIN
+        coarse = zip(self.coarse_heads, (s3, s2), strict=False)
+        organs = self.organ_head(s1).float() * ORGAN_GAIN
         if self.config.detach:
             s2, s1 = s2.detach(), s1.detach()
         a3 = self.abn[0](e4, e3)
         a2 = self.abn[1](a3, e2, s2)
-        a1 = self.abn[2](a2, e1, s1)
-        low, high = self.low_head(a1).float(), unfold(self.high_head(a1)).float()
-        return YNetOutput(organs, low, high, tuple(head(x).float() * ORGAN_GAIN for head, x in coarse))
+        a1 = self.abn_norm(self.abn[2](a2, e1, s1))
+        return YNetFeatures(organs, a1, tuple(head(x).float() * ORGAN_GAIN for head, x in coarse))
+
+    def forward(self, scan: ScanBatch) -> YNetOutput:
+        """HU / 1000 with axes divisible by 16 -> logits of whole maps."""
+        features = self.features(scan)
+        return YNetOutput(unfold(features.organs), *self.anomaly_heads(features.anomalies))

@@ -8,50 +8,66 @@ organ-like voxels pass, so the finding still learns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
 
-from hilum.tensors import AnomalyLogits, Labels, ScanProbabilities
+from hilum.tensors import FeatureRows, GateRows, Labels, OrganRows, ScanProbabilities
+
+Heads = Callable[[torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
+Counts = tuple[Sequence[int], Sequence[int]]
 
 EPS = 1e-6
 CLOSED = -30.0
 """Logit of a voxel outside the gate: sigmoid is 1e-13."""
 
 
-def organ_gate(organ_prob: torch.Tensor, least: Sequence[int], threshold: float = 0.5) -> torch.Tensor:
-    """(B, O, X, Y, Z) probabilities -> bool gate of the same shape with at least `least[o]` voxels open
-    per organ."""
+def organ_gate(organ_prob: OrganRows, least: Sequence[int], threshold: float = 0.5) -> GateRows:
+    """Where each organ is, with at least `least[o]` voxels open: an organ that was not found keeps its
+    likeliest voxels."""
     gate = organ_prob > threshold
-    for organ, k in enumerate(least):
-        flat = organ_prob[:, organ].flatten(1)
-        k = min(k, flat.shape[1])
-        for scan in torch.nonzero(gate[:, organ].flatten(1).sum(1) < k).flatten().tolist():
-            top = flat[scan].topk(k).indices
-            gate[scan, organ].view(-1)[top] = True
+    for organ, count in enumerate(least):
+        for scan in (gate[:, :, organ].sum((1, 2)) < count).nonzero().flatten().tolist():
+            flat = organ_prob[scan, :, organ].flatten()
+            top = flat.topk(min(count, len(flat))).indices
+            gate[scan, top // 8, organ, top % 8] = True
     return gate
 
 
-def finding_gate(gate: torch.Tensor, shape: Sequence[int], organ_of: Sequence[int]) -> torch.Tensor:
-    """Organ gate (B, O, X, Y, Z) -> one gate per finding (B, D, ...) at the maps' `shape` (any voxel
-    open)."""
-    if tuple(gate.shape[2:]) != tuple(shape):
-        gate = F.max_pool3d(gate.float(), gate.shape[2] // shape[0]) > 0
-    return gate[:, list(organ_of)]
+def top_mean(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """Mean of the `count` largest probabilities among the open voxels' logits; missing voxels count as 0."""
+    largest = logits.flatten().topk(min(count, logits.numel())).values
+    return largest.sigmoid().sum() / count
 
 
-def top_mean(logits: AnomalyLogits, gate: torch.Tensor, counts: Sequence[int]) -> ScanProbabilities:
-    """Scan probability per finding: mean of the `counts[d]` largest voxel probabilities inside the finding's
-    gate.
+def scan_probabilities(
+    heads: Heads, features: FeatureRows, gate: GateRows, organ_of: Sequence[int], counts: Counts
+) -> tuple[ScanProbabilities, ScanProbabilities]:
+    """Scan probability per finding from the half- and the full-resolution map.
 
-    Voxels are chosen without gradient and gathered with it, which costs a tenth of masking whole maps.
+    The heads are read where an organ's gate is open and nowhere else: for a heart that is one voxel in forty.
+
+    Args:
+        heads: features (N, C) and findings -> logits (N, F) and (N, F, 8).
+        organ_of: organ of each finding. counts: voxels averaged per finding at half and at full resolution.
     """
-    with torch.no_grad():
-        closed = logits.masked_fill(~gate, CLOSED).flatten(2)
-        index = closed.topk(min(max(counts), closed.shape[2]), dim=2).indices
-    largest = logits.flatten(2).gather(2, index).sigmoid() * gate.flatten(2).gather(2, index)
-    return torch.stack([largest[:, d, :k].mean(1) for d, k in enumerate(counts)], dim=1)
+    low, high = [], []
+    for scan_features, scan_gate in zip(features, gate, strict=True):
+        by_finding: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        for organ in sorted(set(organ_of)):
+            findings = [d for d, o in enumerate(organ_of) if o == organ]
+            where = scan_gate[:, organ].any(dim=1).nonzero().flatten()
+            coarse, fine = heads(scan_features.index_select(0, where), findings)
+            closed = ~scan_gate[:, organ].index_select(0, where)
+            for at, d in enumerate(findings):
+                by_finding[d] = (
+                    top_mean(coarse[:, at], counts[0][d]),
+                    top_mean(fine[:, at].masked_fill(closed, CLOSED), counts[1][d]),
+                )
+        low.append(torch.stack([by_finding[d][0] for d in range(len(organ_of))]))
+        high.append(torch.stack([by_finding[d][1] for d in range(len(organ_of))]))
+    return torch.stack(low), torch.stack(high)
 
 
 def voxel_counts(pool_ml: Sequence[float], voxel_ml: float, least: int = 3) -> list[int]:
@@ -75,3 +91,17 @@ def prevalence_bce(
     y = torch.nan_to_num(labels)
     loss = -(weight * y * torch.log(prob + EPS) + (1 - y) * torch.log(1 - prob + EPS))
     return (loss * known).sum() / known.sum().clamp_min(1)
+
+
+def sibling_ranking(prob: ScanProbabilities, labels: Labels) -> torch.Tensor:
+    """Of two scans of one anatomy, the one with a finding has the higher log odds: softplus of the difference,
+    mean over all pairs that differ; 0 without any.
+
+    Whatever the scans have in common pushes both alike and cancels, so the voxels of the finding are what is
+    left to learn from. RankNet's loss (Burges et al., ICML 2005) on multiple-instance bags, as Sultani et al.
+    (CVPR 2018) rank videos.
+    """
+    odds = torch.logit(prob.clamp(EPS, 1 - EPS))
+    differ = (labels[:, None] == 1) & (labels[None] == 0)
+    losses = F.softplus(odds[None] - odds[:, None])
+    return (losses * differ).sum() / differ.sum().clamp_min(1)

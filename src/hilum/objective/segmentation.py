@@ -28,7 +28,7 @@ def tversky_focal(
     defaults)."""
     target = masks.to(logits.dtype)
     prob = torch.sigmoid(logits)
-    axes = (2, 3, 4)
+    axes = tuple(range(2, logits.dim()))
     hit = (prob * target).sum(axes)
     miss_fp, miss_fn = prob.sum(axes) - hit, target.sum(axes) - hit
     tversky = (hit + smooth) / (hit + false_positive * miss_fp + false_negative * miss_fn + smooth)

@@ -44,7 +44,7 @@ def build_heart(build: Build) -> Heart:
     frame, rng = build.frame, build.rng(31)
     box = frame.box((-150, -80, -170 - build.drop_mm), (90, 120, 40))
     q = heart_coords(build, frame.coords(box))
-    lean = rng.normal(0.0, 0.05, 3)
+    lean = rng.normal(0.0, 0.08, 3)
     axis = basis((-0.72 + lean[0], 0.50 + lean[1], -0.48 + lean[2]), (0.0, 0.6, 0.6))
     lv_outer = ellipsoid_level(q, (-50, 16, -64), (50, 34.5, 34.5), axis)
     lv = ellipsoid_level(q, (-47, 14, -62), (40, 23, 23), axis)
@@ -55,7 +55,7 @@ def build_heart(build: Build) -> Heart:
     la_outer = ellipsoid_level(q, (-10, -15, -33), (35, 20, 25))
     muscle = smooth_min(smooth_min(lv_outer, rv_outer, 8.0), smooth_min(ra_outer, la_outer, 8.0), 8.0)
     whole = smooth_min(smooth_min(lv_outer, rv_outer, 14.0), smooth_min(ra_outer, la_outer, 14.0), 14.0)
-    fat_mm = 1.8 + 0.06 * build.fat_mm
+    fat_mm = 1.8 + 0.06 * build.fat_mm + float(rng.uniform(0.0, 4.0))
     pericardium = whole < fat_mm
     lv_in = lv < 0
     rv_in = (rv < 0) & (lv_outer > 0)

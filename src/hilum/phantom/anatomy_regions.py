@@ -5,6 +5,7 @@ from __future__ import annotations
 import edt
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hilum.phantom.anatomy_build import Build
@@ -85,13 +86,15 @@ def regions_of(build: Build, p: Parts) -> dict[str, Tensor]:
         & ~p.lung
         & ~bone
     )
+    between_fat = p.pericardium & ~_solid_heart(p) & ~bone
     regions = {
         "body": chest.body,
         "lung": p.lung,
         "airways": (p.sheath | lumen & ~p.lung) & chest.body,
         "pleura": p.pleura & chest.body,
-        "mediastinum": mediastinum,
-        "heart": p.pericardium,
+        "mediastinum": mediastinum | between_fat,
+        "heart": p.pericardium & ~between_fat,
+        "pericardium": p.pericardium,
         "oesophagus": oesophagus,
         "bone": bone,
         "thyroid": p.thyroid & ~wall,
@@ -115,5 +118,15 @@ def regions_of(build: Build, p: Parts) -> dict[str, Tensor]:
     for name, mask in [*heart.chambers.items(), ("myocardium", heart.myocardium)]:
         whole = frame.empty()
         whole[heart.box] = mask
-        regions[name] = whole & p.pericardium
+        regions[name] = whole & regions["heart"]
     return regions
+
+
+def _solid_heart(p: Parts) -> Tensor:
+    """Chambers, muscle and coronaries, as TotalSegmentator and SAT outline a heart: without the fat between
+    muscle and pericardium, which has no share in the size of a heart.
+    """
+    solid = torch.zeros_like(p.pericardium)
+    solid[p.heart.box] = p.heart.muscle_mm < 1.0
+    near = F.max_pool3d(p.coronaries[None, None], 3, stride=1, padding=1)[0, 0]
+    return solid | (near > 0.2)

@@ -7,6 +7,7 @@ Sources: prevalence from CT-RATE's training labels; T stages from TNM-8, by size
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -82,6 +83,8 @@ def draw_plan(
     degrees: DegreeMix = "default",
     findings: Sequence[str] | None = None,
     spacing_mm: float | tuple[float, float, float] | None = None,
+    prevalence: float | None = None,
+    sibling: int = 0,
     key: str | None = None,
 ) -> PhantomPlan:
     """One phantom's plan. Equal arguments give equal plans.
@@ -92,6 +95,8 @@ def draw_plan(
             ``{"mild": 3, "severe": 1}``, or a degree by finding ``{"emphysema": "severe"}``.
         findings: exactly these slugs instead of a draw; an empty list gives a normal chest.
         spacing_mm: x, y, z of the written volume, or z alone; None draws it.
+        prevalence: chance of every finding instead of `PREVALENCE`, and no share of normal chests.
+        sibling: above 0, the same patient and scanner with other findings (cardiomegaly is the patient's).
         key: name of the phantom; by default ``synthetic-<seed>``.
 
     Raises:
@@ -100,20 +105,30 @@ def draw_plan(
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(abs(int(seed))).spawn(5)]
     patient_rng, scanner_rng, which_rng, degree_rng, seed_rng = streams
     age = int(np.clip(round(patient_rng.normal(58, 15)), 25, 88))
-    slugs = _draw_slugs(which_rng, age) if findings is None else _checked(findings)
+    slugs = _draw_slugs(which_rng, age, prevalence) if findings is None else _checked(findings)
     chosen = _draw_degrees(degree_rng, degrees)
     seeds = seed_rng.integers(0, 2**31 - 1, size=len(SLUGS) + 2)
-    plans = tuple(FindingPlan(s, chosen[s], int(seeds[INDEX[s]])) for s in SLUGS if s in slugs)
+    shape_seed = int(seeds[-2])
     enlarged = chosen["cardiomegaly"] if "cardiomegaly" in slugs else None
-    patient = _draw_patient(patient_rng, age, enlarged, shape_seed=int(seeds[-2]))
+    if sibling:
+        own = np.random.SeedSequence((abs(int(seed)), sibling)).spawn(3)
+        which_rng, degree_rng, seed_rng = (np.random.default_rng(s) for s in own)
+        if findings is None:
+            others = _draw_slugs(which_rng, age, prevalence) - {"cardiomegaly"}
+            slugs = others | (slugs & {"cardiomegaly"})
+        chosen = _draw_degrees(degree_rng, degrees) | {"cardiomegaly": chosen["cardiomegaly"]}
+        seeds = seed_rng.integers(0, 2**31 - 1, size=len(SLUGS) + 2)
+    plans = tuple(FindingPlan(s, chosen[s], int(seeds[INDEX[s]])) for s in SLUGS if s in slugs)
+    patient = _draw_patient(patient_rng, age, enlarged, shape_seed=shape_seed)
     tumour = _draw_tumour(degree_rng, chosen["lung_nodule"], seed=int(seeds[-1]))
+    scanner = _draw_scanner(scanner_rng, patient, spacing_mm)
     return PhantomPlan(
-        key=key or f"synthetic-{seed:06d}",
+        key=key or f"synthetic-{seed:06d}" + (f"-{sibling}" if sibling else ""),
         seed=int(seed),
         patient=patient,
         findings=plans,
         tumour=tumour if "lung_nodule" in slugs else None,
-        scanner=_draw_scanner(scanner_rng, patient, spacing_mm),
+        scanner=replace(scanner, seed=scanner.seed + sibling),
     )
 
 
@@ -127,9 +142,11 @@ def _checked(findings: Sequence[str]) -> set[str]:
     return set(findings)
 
 
-def _draw_slugs(rng: np.random.Generator, age_years: int) -> set[str]:
+def _draw_slugs(rng: np.random.Generator, age_years: int, prevalence: float | None) -> set[str]:
     """Each finding on its own; vessels calcify with age (half as often at 25, half as often again at 88)."""
     normal, draws = rng.random() < NORMAL_SHARE, rng.random(len(SLUGS))
+    if prevalence is not None:
+        return {slug for slug, u in zip(SLUGS, draws, strict=True) if u < prevalence}
     if normal:
         return set()
     old = 0.5 + (age_years - 25) / 63

@@ -31,7 +31,7 @@ NEEDED = ("lung_right", "lung_left")
 KNOWN = (
     *NEEDED, *LOBES, *REGIONS, "airway_lumen", "airway_wall", "vessels", "myocardium", "left_ventricle",
     "right_ventricle", "left_atrium", "right_atrium", "aorta", "pulmonary_artery", "vena_cava", "spine",
-    "ribs", "sternum", "liver", "spleen", "stomach", "muscle", "fat", "body",
+    "ribs", "sternum", "liver", "spleen", "stomach", "muscle", "fat", "body", "pericardium",
 )  # fmt: skip
 MARGIN_MM = 12.0
 VESSEL_HU, AIR_HU, BODY_HU = -500.0, -950.0, -400.0

@@ -20,8 +20,8 @@ from hilum.geometry import Geometry
 from hilum.io.weights import load_weights, preset_data
 from hilum.model.cam import CamNet, CamOutput
 from hilum.model.preset import Preset, build_network, load_state
-from hilum.model.ynet import YNetOutput
-from hilum.objective.mil import finding_gate, least_open, organ_gate, voxel_counts
+from hilum.model.ynet import YNet, unfold, unrows
+from hilum.objective.mil import least_open, organ_gate, voxel_counts
 from hilum.tensors import ScanBatch
 from hilum.text.vocabulary import ORGAN_CHANNELS, ORGAN_OF, SLUGS
 from hilum.volume import CTVolume
@@ -145,14 +145,18 @@ class ScanModel:
         """One prepared scan (batch of one) through the network."""
         if isinstance(self.network, CamNet):
             return self._infer_cam(scan)
-        out: YNetOutput = self.network(scan)
-        organs = torch.sigmoid(out.organs)
-        least = least_open(self.counts(), ORGAN_OF, len(ORGAN_CHANNELS))
-        gate = finding_gate(organ_gate(organs, least), out.high.shape[2:], ORGAN_OF)[0]
-        low = F.interpolate(torch.sigmoid(out.low), scale_factor=2.0, mode="trilinear")
+        assert isinstance(self.network, YNet)
+        features = self.network.features(scan)
+        organs = torch.sigmoid(features.organ_rows())
+        gate = organ_gate(organs, least_open(self.counts(), ORGAN_OF, len(ORGAN_CHANNELS)))
+        half = features.organs.shape[2:]
+        organ_maps, gates = (unfold(unrows(x.flatten(2), half))[0] for x in (organs, gate))
+        low, high = self.network.anomaly_heads(features.anomalies)
         # both scales were trained for the same answer; their mean is steadier than either
-        maps = 0.5 * (low + torch.sigmoid(out.high))[0]
-        return Inference(organs[0], maps, gate, self.pool(maps * gate))
+        low = F.interpolate(torch.sigmoid(low), scale_factor=2.0, mode="trilinear")
+        maps = 0.5 * (low + torch.sigmoid(high))[0]
+        gate_of = gates[list(ORGAN_OF)]
+        return Inference(organ_maps, maps, gate_of, self.pool(maps * gate_of))
 
     def _infer_cam(self, scan: ScanBatch) -> Inference:
         """The baseline: no organs, no gate; the scan's own head answers for the scan."""

@@ -54,25 +54,32 @@ def warp(volume: torch.Tensor, theta: torch.Tensor, *, mode: str, fill: float) -
     return F.grid_sample(volume - fill, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
 
 
-def appearance(
-    scan: torch.Tensor, organs: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
+def organ_offsets(
+    scan: torch.Tensor, organ_bits: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
 ) -> torch.Tensor:
-    """(1, 1, X, Y, Z) HU / 1000 with organs (1, O, X, Y, Z) bool -> the same scan on another scanner,
-    another day."""
-    cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+    """What contrast, habitus and breathing add to each organ, in HU / 1000, with soft edges: (X, Y, Z)."""
     soft = recipe.organ_offset_hu / 1000
     limits = {"heart": soft, "mediastinum": soft, "lung": 0.04, "global": 0.03, "pleura": 0.02}
+    field = torch.zeros_like(scan)
     for name, limit in limits.items():
         if torch.rand((), generator=generator) < 0.5:
             # contrast only ever brightens the heart and vessels; the rest goes both ways
             low = -0.2 * limit if limit == soft else -limit
-            offset = uniform(generator, low, limit)
-            channel = ORGAN_CHANNELS.index(name)
-            mask = F.avg_pool3d(organs[:, channel : channel + 1].to(scan.dtype), 3, stride=1, padding=1)
-            tissue = (scan > -0.3) if limit == soft else torch.ones_like(scan, dtype=torch.bool)
-            scan = scan + offset * mask * tissue
+            mask = (organ_bits >> ORGAN_CHANNELS.index(name)) & 1
+            if limit == soft:
+                mask = mask * (scan > -0.3)
+            field = field + uniform(generator, low, limit) * mask
+    return F.avg_pool3d(field[None, None], 3, stride=1, padding=1)[0, 0]
+
+
+def appearance(
+    scan: torch.Tensor, organ_bits: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
+) -> torch.Tensor:
+    """(X, Y, Z) HU / 1000 with its packed organs -> the same scan on another scanner, another day."""
+    cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+    scan = scan + organ_offsets(scan, organ_bits, recipe, generator)
     if torch.rand((), generator=generator) < recipe.blur_chance:
-        scan = F.avg_pool3d(F.pad(scan, (1,) * 6, mode="replicate"), 3, stride=1)
+        scan = F.avg_pool3d(F.pad(scan[None, None], (1,) * 6, mode="replicate"), 3, stride=1)[0, 0]
     gain = 1 + uniform(generator, -1, 1) * recipe.gain
     offset = uniform(generator, -1, 1) * recipe.offset_hu / 1000
     sigma = uniform(generator, 0, 1) ** 2 * recipe.noise_hu / 1000
@@ -87,11 +94,8 @@ def augment(
     recipe: AugmentRecipe,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """HU int16 (X, Y, Z) and packed organ bits -> (1, 1, X, Y, Z) HU / 1000 and (1, 7, X, Y, Z) bool."""
+    """HU int16 (X, Y, Z) and packed organ bits -> HU / 1000 (1, 1, X, Y, Z) and organ bits (1, X, Y, Z)."""
     theta = random_affine((scan.shape[0], scan.shape[1], scan.shape[2]), spacing_mm, recipe, generator)
-    image = warp(scan.float()[None, None] / 1000, theta, mode="bilinear", fill=AIR)
-    packed = (
-        warp(organ_bits.float()[None, None], theta, mode="nearest", fill=0.0)[0, 0].round().to(torch.uint8)
-    )
-    organs = torch.stack([(packed >> bit) & 1 for bit in range(len(ORGAN_CHANNELS))]).bool()[None]
-    return appearance(image, organs, recipe, generator), organs
+    image = warp(scan.float()[None, None] / 1000, theta, mode="bilinear", fill=AIR)[0, 0]
+    bits = warp(organ_bits.float()[None, None], theta, mode="nearest", fill=0.0)[0, 0].round().to(torch.uint8)
+    return appearance(image, bits, recipe, generator)[None, None], bits[None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hilum.tensors import Labels, OrganMasks, ScanBatch
+from hilum.tensors import Labels, OrganBits, ScanBatch
 
 
 @dataclass(frozen=True)
@@ -12,12 +12,13 @@ class Batch:
     """One augmented scan with its weak truth.
 
     Args:
-        scan: HU / 1000. organs: seven bool masks. labels: 18 scan labels, NaN unknown.
-        progress: how far the training is, 0..1. prevalence: of the training set, per finding.
+        scan: HU / 1000. organ_bits: seven packed masks. labels: 18 scan labels, NaN unknown.
+        step: of the training; progress: how far it is, 0..1. prevalence: of the training set, per finding.
     """
 
     scan: ScanBatch
-    organs: OrganMasks
+    organ_bits: OrganBits
     labels: Labels
+    step: int
     progress: float
     prevalence: tuple[float, ...]

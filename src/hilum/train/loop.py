@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,13 +23,15 @@ from hilum.train.methods import cam, exact_small
 from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
 
 Losses = dict[str, torch.Tensor]
+Patient = list[Path]
+"""Prepared scans of one patient."""
 
 
 class Method(Protocol):
-    """A batch -> named losses."""
+    """The scans of a step -> named losses."""
 
     def __call__(
-        self, model: torch.nn.Module, batch: Batch, preset: Preset, recipe: ObjectiveRecipe
+        self, model: torch.nn.Module, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
     ) -> Losses:
         """Each loss already weighted; the loop minimises their sum."""
 
@@ -56,22 +58,29 @@ def learning_rate(step: int, recipe: OptimRecipe) -> float:
 
 
 def pick(step: int, count: int, seed: int) -> int:
-    """Which sample a step sees: a fresh permutation per epoch, a function of seed and step alone."""
+    """Which patient a step sees: a fresh permutation per epoch, a function of seed and step alone."""
     epoch, position = divmod(step, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
     return int(order[position])
 
 
+def pick_scans(patient: Patient, count: int, step: int, seed: int) -> Patient:
+    """`count` of a patient's scans, or all."""
+    generator = torch.Generator().manual_seed(seed * 100_019 + step)
+    return [patient[i] for i in torch.randperm(len(patient), generator=generator)[:count].tolist()]
+
+
 def make_batch(
     sample: Sample, step: int, recipe: Recipe, preset: Preset, prevalence: tuple[float, ...]
 ) -> Batch:
-    """Augment one sample with the random numbers of this step."""
+    """Augment one sample with the random numbers of this step: equal for siblings, so that they differ in
+    nothing but findings."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     device = _device(recipe)
-    scan, organs = augment(
+    scan, organ_bits = augment(
         sample.scan.to(device), sample.organs.to(device), preset.prep.spacing_mm, recipe.augment, generator
     )
-    return Batch(scan, organs, sample.labels[None].to(device), step / recipe.optim.steps, prevalence)
+    return Batch(scan, organ_bits, sample.labels[None].to(device), step, step / recipe.optim.steps, prevalence)
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -80,22 +89,25 @@ def _device(recipe: Recipe) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def prevalence_of(paths: list[Path]) -> tuple[float, ...]:
+def prevalence_of(patients: list[Patient]) -> tuple[float, ...]:
     """Share of positives per finding in the training set, kept away from 0 and 1."""
-    labels = torch.stack([load(p).labels for p in paths])
+    labels = torch.stack([load(path).labels for patient in patients for path in patient])
     return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
 
 
 def train(
     recipe: Recipe,
     preset: Preset,
-    paths: list[Path],
+    patients: list[Patient],
     out: Path,
     *,
     report: Callable[[Progress], None] | None = None,
 ) -> torch.nn.Module:
     """Run the recipe on prepared files; resumes from `out/checkpoint.safetensors`. Returns the averaged
     network.
+
+    A step sees `optim.scans` scans of one patient. Siblings share their anatomy, so what it says about a finding
+    cancels, and what the finding itself looks like stays.
 
     Raises:
         RunError: `LOSS_NONFINITE` with the scan's key; the last good checkpoint stays.
@@ -106,18 +118,27 @@ def train(
     device = _device(recipe)
     model = build_network(preset).to(device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.optim.ema))
-    optim = torch.optim.AdamW(model.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
+    optim = torch.optim.AdamW(
+        model.parameters(),
+        lr=recipe.optim.lr,
+        betas=(0.9, recipe.optim.beta2),
+        weight_decay=recipe.optim.weight_decay,
+    )
     checkpoint, identity = (
         out / "checkpoint.safetensors",
         recipe.model_dump_json(exclude={"threads", "device"}),
     )
     start = load_checkpoint(checkpoint, model, average, optim, identity) if checkpoint.exists() else 0
-    prevalence = prevalence_of(paths)
+    prevalence = prevalence_of(patients)
     for step in range(start, recipe.optim.steps):
         began = time.monotonic()
-        sample = load(paths[pick(step, len(paths), recipe.seed)])
-        batch = make_batch(sample, step, recipe, preset, prevalence)
-        losses = _step(model, optim, batch, preset, recipe, step, sample.key)
+        patient = patients[pick(step, len(patients), recipe.seed)]
+        # siblings have the same organs
+        alone = step / recipe.optim.steps < recipe.objective.organs_first
+        count = 1 if alone else recipe.optim.scans
+        samples = [load(path) for path in pick_scans(patient, count, step, recipe.seed)]
+        batches = {s.key: make_batch(s, step, recipe, preset, prevalence) for s in samples}
+        losses = _step(model, optim, batches, preset, recipe, step)
         average.update_parameters(model)
         _log(out, step, losses, time.monotonic() - began, report, recipe.optim.steps)
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.optim.steps:
@@ -128,16 +149,16 @@ def train(
 def _step(
     model: torch.nn.Module,
     optim: torch.optim.Optimizer,
-    batch: Batch,
+    batches: dict[str, Batch],
     preset: Preset,
     recipe: Recipe,
     step: int,
-    key: str,
 ) -> dict[str, float]:
     for group in optim.param_groups:
         group["lr"] = learning_rate(step, recipe.optim)
-    with torch.autocast(batch.scan.device.type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
-        losses = METHODS[recipe.method](model, batch, preset, recipe.objective)
+    optim.zero_grad(set_to_none=True)
+    with torch.autocast(_device(recipe).type, dtype=torch.bfloat16, enabled=recipe.precision == "bf16"):
+        losses = METHODS[recipe.method](model, list(batches.values()), preset, recipe.objective)
     total = torch.stack(list(losses.values())).sum()
     if not torch.isfinite(total):
         raise RunError(
@@ -145,9 +166,8 @@ def _step(
             "a loss is finite",
             expected="a number",
             got=f"{losses} at step {step}",
-            path=key,
+            path=", ".join(batches),
         )
-    optim.zero_grad(set_to_none=True)
     total.backward()
     apart: list[torch.nn.Module] = list(model.children()) if recipe.optim.clip_by_module else [model]
     for parameters in filter(None, (list(module.parameters()) for module in apart)):

@@ -22,7 +22,8 @@ class DataRecipe(Strict):
     """Phantoms to train and validate on. Seeds never overlap: train, validation and exam count from
     different bases."""
 
-    train: int = Field(300, ge=1, description="phantoms to train on")
+    train: int = Field(300, ge=1, description="phantoms to train on (scans)")
+    siblings: int = Field(1, ge=1, description="scans per training patient: one anatomy, other findings")
     validation: int = Field(40, ge=1, description="phantoms to choose thresholds on")
     seed: int = Field(1_000_000, description="seed of the first training phantom")
     validation_seed: int = Field(5_000_000, description="seed of the first validation phantom")
@@ -30,6 +31,9 @@ class DataRecipe(Strict):
     spacing_mm: tuple[float, float, float] | None = Field(
         (1.6, 1.6, 2.5),
         description="written spacing of training scans, mm; None keeps each plan's own (slower)",
+    )
+    prevalence: float | None = Field(
+        None, gt=0, lt=1, description="chance of each finding in training phantoms; None draws as usual"
     )
     workers: int = Field(2, ge=1, description="processes that make phantoms")
 
@@ -53,6 +57,8 @@ class OptimRecipe(Strict):
     steps: int = Field(2400, ge=1)
     lr: float = Field(2e-3, gt=0)
     weight_decay: float = 1e-2
+    beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's memory of squared gradients")
+    scans: int = Field(1, ge=1, description="scans of one patient per step")
     warmup: int = 40
     clip: float = Field(1.0, description="largest gradient norm of each clipped group")
     clip_by_module: bool = Field(
@@ -67,7 +73,11 @@ class ObjectiveRecipe(Strict):
     tversky_fp: float = 0.3
     tversky_fn: float = 0.7
     focal_alpha: float = 0.9
-    anomaly_weight: float = 1.0
+    anomaly_weight: float = Field(1.0, ge=0, description="weight of the scan labels' cross-entropy")
+    ranking_weight: float = Field(
+        0.0, ge=0, description="weight of ranking a patient's scans against each other; needs optim.scans > 1"
+    )
+    organs_every: int = Field(1, ge=1, description="once anomalies train, organs do so every n-th step")
     organs_first: float = Field(0.0, ge=0, lt=1, description="share of the steps that train organs alone")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"

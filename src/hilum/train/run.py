@@ -17,13 +17,22 @@ from hilum.model.preset import Preset
 from hilum.train.loop import Progress, train
 from hilum.train.recipe import Recipe
 
-Track = Callable[[Iterable[Path], int, str], Iterable[Path]]
+Track = Callable[[Iterable[list[Path]], int, str], Iterable[list[Path]]]
 
 
 def training_spec(recipe: Recipe, preset: Preset) -> PhantomSetSpec:
     """The training phantoms of a recipe; lesion masks are not stored."""
     data = recipe.data
-    return PhantomSetSpec(data.train, data.seed, preset.prep, data.work_mm, data.spacing_mm, lesions=False)
+    return PhantomSetSpec(
+        data.train,
+        data.seed,
+        preset.prep,
+        data.work_mm,
+        data.spacing_mm,
+        lesions=False,
+        prevalence=data.prevalence,
+        siblings=data.siblings,
+    )
 
 
 def run_recipe(
@@ -40,9 +49,10 @@ def run_recipe(
     """
     preset = Preset.from_dict(preset_data(recipe.preset))
     spec = training_spec(recipe, preset)
-    paths = list(track(build(spec, cache, workers=recipe.data.workers), spec.count, "phantoms"))
+    made = build(spec, cache, workers=recipe.data.workers)
+    patients = list(track(made, spec.count // spec.siblings, "phantom patients"))
     out.mkdir(parents=True, exist_ok=True)
-    network = train(recipe, preset, paths, out, report=report)
+    network = train(recipe, preset, patients, out, report=report)
     # half precision halves the file; the weights are averages, their last bits carry nothing
     arrays = {k: v.detach().cpu().numpy().astype(np.float16) for k, v in network.state_dict().items()}
     digest = save_weights(out / "model.safetensors", arrays, {"preset": preset.name, "hilum": __version__})
@@ -53,14 +63,15 @@ def run_recipe(
 def fresh_card(recipe: Recipe, preset: Preset, digest: str) -> dict[str, Any]:
     """What a model says about itself before any validation."""
     data = recipe.data
+    patients = data.train // data.siblings
     return {
         "name": recipe.name,
         "preset": preset.name,
         "sha256": digest,
         "synthetic": True,
         "trained_on": (
-            f"{data.train} synthetic chest phantoms (seeds {data.seed} to {data.seed + data.train - 1}), "
-            "scan labels and organ masks only; no real patient"
+            f"{data.train} scans of {patients} synthetic chest phantoms (seeds {data.seed} to "
+            f"{data.seed + patients - 1}), scan labels and organ masks only; no real patient"
         ),
         "validated_on": (
             f"{data.validation} synthetic phantoms (seeds {data.validation_seed} to "

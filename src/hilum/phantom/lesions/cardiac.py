@@ -48,11 +48,11 @@ def _distance(mask: Tensor, work_mm: float) -> Tensor:
 def insert_pericardial_effusion(
     scene: Scene, generator: torch.Generator, degree: Degree
 ) -> LesionTruth | None:
-    """Fluid of 5-25 mm around the heart, thicker where it hangs; the sac (and region `heart`) grows into
-    the lung.
+    """Fluid of 5-25 mm around the heart, thicker where it hangs; the sac grows into the lung, and region
+    `heart` is then all within it.
     """
     dice = Dice(generator)
-    window = window_of(scene, scene.regions["heart"], 30.0)
+    window = window_of(scene, scene.regions["pericardium"], 30.0)
     if window is None:
         return None
     thickness = {
@@ -60,7 +60,7 @@ def insert_pericardial_effusion(
         "moderate": dice.uniform(11.0, 15.0),
         "severe": dice.uniform(19.0, 25.0),
     }[degree]
-    heart = window.of(scene.regions["heart"])
+    heart = window.of(scene.regions["pericardium"])
     forbidden = heart | window.of(scene.regions["airways"]) & ~window.of(scene.regions["lung"])
     for name in SOLID:
         forbidden = forbidden | window.of(scene.regions[name])
@@ -84,7 +84,8 @@ def insert_pericardial_effusion(
     blend(hu, alpha, hu_value)
     fluid = torch.zeros(scene.grid.shape, dtype=torch.bool, device=scene.device)
     window.of(fluid).copy_(alpha > 0.5)
-    move(scene, fluid, into=("heart",), out_of=(*LUNG_PARTS, "pleura", "mediastinum", "fat"))
+    move(scene, fluid, into=("heart", "pericardium"), out_of=(*LUNG_PARTS, "pleura", "mediastinum", "fat"))
+    move(scene, scene.regions["pericardium"], into=("heart",), out_of=("mediastinum",))
     return record(
         scene,
         "pericardial_effusion",

@@ -1,18 +1,22 @@
-"""The baseline's loss: prevalence-weighted cross-entropy on the globally pooled logits. No organs, no
+"""The baseline's loss: the same terms on the globally pooled logits. No organs, no
 gate."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from hilum.model.cam import CamNet
 from hilum.model.preset import Preset
-from hilum.objective.mil import prevalence_bce
 from hilum.train.batch import Batch
+from hilum.train.methods.scan_labels import scan_loss
 from hilum.train.recipe import ObjectiveRecipe
 
 
-def losses(model: CamNet, batch: Batch, preset: Preset, recipe: ObjectiveRecipe) -> dict[str, torch.Tensor]:
+def losses(
+    model: CamNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
+) -> dict[str, torch.Tensor]:
     """`anomaly` alone."""
-    prob = torch.sigmoid(model(batch.scan).scan)
-    return {"anomaly": recipe.anomaly_weight * prevalence_bce(prob, batch.labels, batch.prevalence)}
+    prob = torch.cat([torch.sigmoid(model(batch.scan).scan) for batch in batches])
+    return {"anomaly": scan_loss(prob, batches, recipe)}
