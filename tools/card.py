@@ -38,8 +38,8 @@ Made by `hilum train recipes/{name}.toml` and `hilum exam runs/{name} --suite ph
 
 ABOUT = {
     "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), "
-    "4,743,656 parameters",
-    "phantom-small-cam": "globally pooled classifier with class-activation maps, 4,859,714 parameters; "
+    "4,722,688 parameters",
+    "phantom-small-cam": "globally pooled classifier with class-activation maps, 4,730,842 parameters; "
     "the baseline",
 }
 

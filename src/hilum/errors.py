@@ -19,6 +19,7 @@ Codes are stable; prose is not. The table of codes is `hilum.catalogue`.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class HilumError(Exception):
@@ -51,6 +52,10 @@ class HilumError(Exception):
         self.path = None if path is None else str(path)
         super().__init__(self.message)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross from a worker process to its parent whole."""
+        return _rebuild, (type(self), self.as_dict())
+
     @property
     def message(self) -> str:
         """One line: code, rule, expected, got, file, next step."""
@@ -74,6 +79,10 @@ class HilumError(Exception):
             "path": self.path,
             "hint": self.hint,
         }
+
+
+def _rebuild(kind: type[HilumError], parts: dict[str, Any]) -> HilumError:
+    return kind(**parts)
 
 
 class UsageError(HilumError):

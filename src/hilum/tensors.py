@@ -28,9 +28,6 @@ HalfFeatures: TypeAlias = Float[Tensor, "B C U V W"]
 FoldedLogits: TypeAlias = Float[Tensor, "B O8 U V W"]
 """Logits at half resolution, eight voxels of the full grid per channel group (`model.ynet.fold`)."""
 
-FeatureRows: TypeAlias = Float[Tensor, "B N C"]
-"""`HalfFeatures` with its N = U V W voxels in a row."""
-
 OrganRows: TypeAlias = Float[Tensor, "B N O 8"]
 """Organ probabilities or logits of the eight full-grid voxels in each half-resolution voxel."""
 
@@ -42,6 +39,9 @@ Labels: TypeAlias = Float[Tensor, "B D"]
 
 ScanProbabilities: TypeAlias = Float[Tensor, "B D"]
 """Scan-level probability per finding."""
+
+ScanScores: TypeAlias = Float[Tensor, "B D"]
+"""Any number per scan and finding that is higher where the finding is."""
 
 OrganBits: TypeAlias = UInt8[Tensor, "B X Y Z"]
 """Organ masks packed into one byte: bit o is organ channel o."""

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from hilum.model.ynet import AnomalyHeads, rows, unfold, unrows
-from hilum.objective.mil import organ_gate, prevalence_bce, scan_probabilities, voxel_counts
+from hilum.objective.mil import (
+    log_amount,
+    log_odds,
+    organ_gate,
+    pool_scan,
+    prevalence_bce,
+    sibling_ranking,
+    voxel_counts,
+)
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
 
 
@@ -40,45 +48,49 @@ def test_tversky_focal_equals_its_twin(fp, fn, alpha):
     assert torch.allclose(a.grad, b.grad, atol=1e-10)
 
 
-def slow_scan_probabilities(heads, features, gate, organ_of, counts):
+def slow_pool(heads, features, gate, organ_of, counts):
     """Voxel by voxel, every voxel's logits computed, nothing selected before the end."""
-    low, high = [], []
-    for b in range(features.shape[0]):
-        coarse, fine = heads(features[b], list(range(len(organ_of))))
-        rows = [[], []]
+    coarse, fine = heads(features, list(range(len(organ_of))))
+    results = []
+    for level in range(2):
+        prob, amount = [], []
         for d, organ in enumerate(organ_of):
-            open_coarse, open_fine = [], []
-            for n in range(features.shape[1]):
-                if gate[b, n, organ].any():
-                    open_coarse.append(torch.sigmoid(coarse[n, d]))
+            values = []
+            for n in range(features.shape[0]):
+                if level == 0 and gate[n, organ].any():
+                    values.append(torch.sigmoid(coarse[n, d]))
                 for k in range(8):
-                    if gate[b, n, organ, k]:
-                        open_fine.append(torch.sigmoid(fine[n, d, k]))
-            for level, values in enumerate((open_coarse, open_fine)):
-                best = torch.stack(values).sort(descending=True).values[: counts[level][d]]
-                # fewer open voxels than asked for: the missing ones count as zero
-                rows[level].append(best.sum() / counts[level][d])
-        low.append(torch.stack(rows[0]))
-        high.append(torch.stack(rows[1]))
-    return torch.stack(low), torch.stack(high)
+                    if level == 1 and gate[n, organ, k]:
+                        values.append(torch.sigmoid(fine[n, d, k]))
+            every = torch.stack(values).sort(descending=True).values
+            # fewer open voxels than asked for: the missing ones count as zero
+            prob.append(every[: counts[level][d]].sum() / counts[level][d])
+            amount.append(every.sum() / counts[level][d])
+        results += [torch.stack(prob), torch.stack(amount)]
+    return results
 
 
-def test_scan_probabilities_equal_their_twin_value_and_gradient():
+def fast_pool(heads, features, gate, organ_of, counts):
+    low, high = pool_scan(heads, features, gate, organ_of, counts)
+    return [low.prob[0], low.amount[0], high.prob[0], high.amount[0]]
+
+
+def test_pooling_equals_its_twin_value_and_gradient():
     generator = torch.Generator().manual_seed(1)
     heads = AnomalyHeads(4, 3).double()
-    gate = torch.rand((2, 12, 2, 8), generator=generator) > 0.7
-    gate[0, :, 1] = False
-    gate[0, 3, 1, :2] = True
+    gate = torch.rand((12, 2, 8), generator=generator) > 0.7
+    gate[:, 1] = False
+    gate[3, 1, :2] = True
     counts = ([2, 1, 3], [5, 3, 20])
-    a = torch.randn((2, 12, 4), generator=generator, dtype=torch.float64, requires_grad=True)
+    a = torch.randn((12, 4), generator=generator, dtype=torch.float64, requires_grad=True)
     b = a.detach().clone().requires_grad_()
     results = []
-    for function, features in ((scan_probabilities, a), (slow_scan_probabilities, b)):
+    for function, features in ((fast_pool, a), (slow_pool, b)):
         heads.zero_grad()
-        low, high = function(heads.rows, features, gate, (0, 1, 1), counts)
-        weights = torch.rand((2, *low.shape), generator=torch.Generator().manual_seed(2))
-        (low * weights[0] + high * weights[1]).sum().backward()
-        results.append((low, high, features.grad, *(p.grad.clone() for p in heads.parameters())))
+        pooled = function(heads.rows, features, gate, (0, 1, 1), counts)
+        weights = torch.rand((4, 3), generator=torch.Generator().manual_seed(2))
+        (torch.stack(pooled) * weights).sum().backward()
+        results.append((*pooled, features.grad, *(p.grad.clone() for p in heads.parameters())))
     for fast, slow in zip(*results, strict=True):
         assert torch.allclose(fast, slow, atol=1e-6)
 
@@ -99,9 +111,9 @@ def test_the_gate_survives_an_empty_organ():
     assert gate[0, :, 0].sum() == 3
     assert gate[0, :, 1].sum() == 5
     assert gate[0, 4, 0, 3]
-    features = torch.randn((1, 8, 4), requires_grad=True)
-    low, high = scan_probabilities(AnomalyHeads(4, 1).rows, features, gate, [1], ([1], [5]))
-    (low + high).sum().backward()
+    features = torch.randn((8, 4), requires_grad=True)
+    low, high = pool_scan(AnomalyHeads(4, 1).rows, features, gate[0], [1], ([1], [5]))
+    (low.prob + high.prob).sum().backward()
     assert features.grad.abs().sum() > 0
 
 
@@ -130,3 +142,32 @@ def test_segmentation_weight_decays_to_a_half():
 
 def test_pooled_volume_becomes_voxels():
     assert voxel_counts([1.0, 0.01], 0.064) == [16, 3]
+
+
+def test_sibling_ranking_equals_its_twin_and_ignores_what_is_common():
+    generator = torch.Generator().manual_seed(4)
+    score = torch.randn((3, 5), generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor(
+        [[1, 0, 1, float("nan"), 1], [0, 0, 1, 0, 1], [1, 0, 0, 1, float("nan")]], dtype=torch.float64
+    )
+    loss = sibling_ranking(score, labels)
+    terms, value = [], score.tolist()
+    for a in range(3):
+        for b in range(3):
+            for d in range(5):
+                if labels[a, d] == 1 and labels[b, d] == 0:
+                    terms.append(math.log(1 + math.exp(value[b][d] - value[a][d])))
+    assert len(terms) == 5
+    assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-6)
+    loss.backward()
+    assert score.grad[:, 1].abs().sum() == 0, "no pair differs in the second finding"
+    assert torch.allclose(score.grad.sum(0), torch.zeros(5, dtype=torch.float64)), "common pushes cancel"
+    common = torch.randn((1, 5), generator=generator, dtype=torch.float64)
+    assert torch.allclose(sibling_ranking(score + common, labels), loss)
+    assert sibling_ranking(score, torch.ones_like(labels)) == 0
+
+
+def test_scores_are_logs():
+    p = torch.tensor([[0.2, 0.5]], dtype=torch.float64)
+    assert torch.allclose(log_odds(p), torch.tensor([[math.log(0.25), 0.0]], dtype=torch.float64))
+    assert torch.allclose(log_amount(p), torch.log(p), atol=1e-4)

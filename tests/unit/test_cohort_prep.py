@@ -85,7 +85,9 @@ def chest_volume(left_air: bool = True) -> CTVolume:
     hu[ellipsoid((82, 40, 110), (17, 20, 30))] = -800.0
     if left_air:
         hu[ellipsoid((38, 40, 110), (17, 20, 30))] = -800.0
-    return CTVolume.from_source(hu, Geometry(shape, np.diag([4.0, 4.0, 4.0, 1.0])), Provenance("phantom", "0"))
+    return CTVolume.from_source(
+        hu, Geometry(shape, np.diag([4.0, 4.0, 4.0, 1.0])), Provenance("phantom", "0")
+    )
 
 
 @pytest.mark.parametrize("left_air", [True, False])

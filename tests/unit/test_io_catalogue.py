@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import hilum
 from hilum.catalogue import CATALOGUE
+from hilum.errors import HeaderError
 
 ROOT = Path(hilum.__file__).parent
 ROWS = {"A": 22, "B": 18, "C": 21, "D": 15, "E": 12, "F": 12, "G": 12}
@@ -56,3 +58,11 @@ def test_check_loads_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path / "gone")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_an_error_crosses_processes_whole() -> None:
+    error = HeaderError(
+        "NAN_IN_DATA", "values are numbers", expected="numbers", got=3, path="a.nii", hint="Look."
+    )
+    back = pickle.loads(pickle.dumps(error))  # noqa: S301 - what multiprocessing does
+    assert type(back) is HeaderError and str(back) == str(error) and back.as_dict() == error.as_dict()

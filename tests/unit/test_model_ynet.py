@@ -53,7 +53,7 @@ def test_organ_features_reach_the_anomaly_maps_but_not_back():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("phantom-small", 4_743_656), ("phantom-small-cam", 4_859_714)]
+    ("name", "parameters"), [("phantom-small", 4_722_688), ("phantom-small-cam", 4_730_842)]
 )
 def test_presets_have_their_stated_size(name, parameters):
     network = build_network(Preset.from_dict(preset_data(name)))

@@ -1,5 +1,6 @@
 """Plans are reproducible, within their ranges, and change only where they are asked to."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -85,6 +86,25 @@ def test_asking_changes_nothing_else():
     assert [f.slug for f in asked.findings] == ["emphysema"]
     assert draw_plan(11, findings=[]).findings == ()
     assert draw_plan(11, spacing_mm=(3.0, 3.0, 3.0)).scanner.spacing_mm == (3.0, 3.0, 3.0)
+
+
+def test_siblings_share_the_patient_and_not_the_findings():
+    first, second = draw_plan(7, prevalence=0.5), draw_plan(7, prevalence=0.5, sibling=1)
+    assert first.patient == second.patient
+    assert dataclasses.replace(first.scanner, seed=0) == dataclasses.replace(second.scanner, seed=0)
+    assert {f.slug for f in first.findings} != {f.slug for f in second.findings}
+    assert first.key != second.key
+    for seed in range(40):
+        enlarged = {
+            any(f.slug == "cardiomegaly" for f in draw_plan(seed, prevalence=0.5, sibling=k).findings)
+            for k in range(3)
+        }
+        assert len(enlarged) == 1, "the heart is part of the anatomy"
+
+
+def test_prevalence_is_the_share_of_each_finding():
+    drawn = Counter(f.slug for seed in range(400) for f in draw_plan(seed, prevalence=0.3).findings)
+    assert all(0.2 < drawn[slug] / 400 < 0.4 for slug in SLUGS)
 
 
 def test_degree_rules():

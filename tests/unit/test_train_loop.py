@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 from hilum.cohort.prep import Prep
 from hilum.errors import RunError, UsageError, WeightsError
 from hilum.model.preset import Preset
-from hilum.model.ynet import YNetConfig
-from hilum.train.loop import learning_rate, pick, train
-from hilum.train.methods.exact_small import coarse_masks
-from hilum.train.recipe import OptimRecipe, Recipe, load_recipe
+from hilum.model.ynet import YNetConfig, unfold, unrows
+from hilum.train.augment import augment
+from hilum.train.loop import learning_rate, pick, pick_scans, train
+from hilum.train.methods.exact_small import coarse_masks, organ_rows
+from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
 
 NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
 PRESET = Preset("tiny", "ynet", NET, Prep(), (0.5,) * 18)
@@ -28,7 +29,7 @@ def recipe(steps: int, **changes) -> Recipe:
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     generator = torch.Generator().manual_seed(0)
-    paths = []
+    patients = []
     for i in range(3):
         organs = torch.zeros((32, 32, 32), dtype=torch.uint8)
         organs[6:26, 6:26, 6:26] = 127
@@ -37,14 +38,14 @@ def files(tmp_path_factory):
         labels = torch.zeros(18)
         labels[i] = 1.0
         scan += (torch.randn(scan.shape, generator=generator) * 20).to(torch.int16)
-        path = folder / f"{i}.safetensors"
-        save_file(
-            {"scan": scan, "organs": organs, "labels": labels},
-            path,
-            metadata={"affine_ras": str(np.diag([4.0, 4, 4, 1]).tolist()), "degrees": "{}"},
-        )
-        paths.append(path)
-    return paths
+        patients.append([folder / f"{i}-{k}.safetensors" for k in range(2)])
+        for k, path in enumerate(patients[-1]):
+            save_file(
+                {"scan": scan + 10 * k, "organs": organs, "labels": labels if k == 0 else 1 - labels},
+                path,
+                metadata={"affine_ras": str(np.diag([4.0, 4, 4, 1]).tolist()), "degrees": "{}"},
+            )
+    return patients
 
 
 def run(tmp_path, files, steps, name, stop=None, **changes):
@@ -134,13 +135,46 @@ def test_organs_first_leaves_the_anomaly_heads_alone(tmp_path, files):
     assert ["anomaly" in losses for losses in seen] == [False, False, True, True]
 
 
+def test_siblings_are_ranked_against_each_other(tmp_path, files):
+    optim = {"steps": 2, "warmup": 2, "ema": 0.5, "scans": 2}
+    plain, _ = run(tmp_path, files, 2, "plain", optim=optim)
+    ranked, seen = run(tmp_path, files, 2, "ranked", optim=optim, objective={"rank_amount_weight": 1.0})
+    assert all(np.isfinite(list(losses.values())).all() for losses in seen)
+    assert any(not torch.equal(plain[k], ranked[k]) for k in plain)
+
+
+def test_a_step_sees_as_many_scans_as_asked(files):
+    assert len(pick_scans(files[0], 1, 5, 0)) == 1
+    assert sorted(pick_scans(files[0], 7, 5, 0)) == sorted(files[0])
+    assert {tuple(pick_scans(files[0], 1, step, 0)) for step in range(20)} == {(p,) for p in files[0]}
+
+
+def test_augmentation_is_the_same_for_siblings():
+    scan = torch.full((16, 16, 16), 40, dtype=torch.int16)
+    bits = torch.full((16, 16, 16), 127, dtype=torch.uint8)
+    twin = scan.clone()
+    twin[8, 8, 8] = 900
+    image, organs = augment(scan, bits, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
+    other, same = augment(twin, bits, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
+    assert torch.equal(organs, same)
+    differs = ((image - other).abs() > 1e-4).sum()
+    assert 0 < differs <= 125
+
+
 def test_coarse_masks_keep_what_fills_half_a_voxel():
-    organs = torch.zeros((1, 1, 4, 4, 4), dtype=torch.bool)
-    organs[0, 0, :2, :2, :1] = True
-    organs[0, 0, 2, 2, 2] = True
-    coarse = coarse_masks(organs, torch.zeros((1, 1, 2, 2, 2)))
+    bits = torch.zeros((1, 8, 8, 8), dtype=torch.uint8)
+    bits[0, :4, :4, :2] = 1
+    bits[0, 4, 4, 4] = 1
+    coarse = coarse_masks(bits, torch.zeros((1, 7, 2, 2, 2)))
     assert coarse[0, 0, 0, 0, 0]
     assert coarse.sum() == 1
+
+
+def test_organ_rows_are_the_packed_masks():
+    bits = torch.randint(0, 128, (1, 4, 6, 8), dtype=torch.uint8)
+    unpacked = unfold(unrows(organ_rows(bits).flatten(2), (2, 3, 4)))
+    for organ in range(7):
+        assert torch.equal(unpacked[0, organ], (bits[0] >> organ) & 1 > 0)
 
 
 def test_clipping_by_module_bounds_each_module_alone(tmp_path, files):

@@ -18,17 +18,19 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from hilum.cohort.prep import Prep
+from hilum.cohort.prep import Prep, PrepTrace
 from hilum.cohort.resample import resample
+from hilum.geometry import Geometry
 from hilum.io.atomic import atomic_write
 from hilum.phantom.anatomy import build_scene
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import Phantom, make_phantom
 from hilum.phantom.scene import Scene
+from hilum.tensors import ScanBatch
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.volume import CTVolume, Provenance
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever phantoms or preparation change, so that stale files are made anew."""
 
 
@@ -80,12 +82,11 @@ def channel_mask(mask_of: Callable[[str], torch.Tensor], channel: str) -> torch.
 
 
 def prepare_phantom(
-    phantom: Phantom, prep: Prep, *, lesions: bool
+    phantom: Phantom, tensor: ScanBatch, grid: Geometry, *, lesions: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of one file. Masks go from the phantom's own world straight to the prepared
     grid."""
-    tensor, trace = prep.apply(phantom_volume(phantom))
-    scene, grid = phantom.scene, trace.grid
+    scene = phantom.scene
 
     def on_grid(mask: torch.Tensor) -> torch.Tensor:
         return resample(mask.float().cpu(), scene.grid, grid, outside="zero") >= 0.5
@@ -111,16 +112,20 @@ def prepare_phantom(
 
 
 def _make_patient(job: tuple[int, PhantomSetSpec, list[Path]]) -> list[Path]:
-    """All scans of one patient."""
+    """All scans of one patient, on the grid of the first."""
     seed, spec, paths = job
     torch.set_num_threads(1)
     anatomy: Scene | None = None
+    first: PrepTrace | None = None
     for sibling, path in enumerate(paths):
         plan = draw_plan(seed, spacing_mm=spec.spacing_mm, prevalence=spec.prevalence, sibling=sibling)
         if anatomy is None:
             anatomy = build_scene(plan, work_mm=spec.work_mm)
         phantom = make_phantom(plan, anatomy=anatomy)
-        tensors, meta = prepare_phantom(phantom, spec.prep, lesions=spec.lesions)
+        volume = phantom_volume(phantom)
+        tensor, trace = spec.prep.apply_like(volume, first) if first else spec.prep.apply(volume)
+        first = first or trace
+        tensors, meta = prepare_phantom(phantom, tensor, trace.grid, lesions=spec.lesions)
         body = save({k: v.contiguous() for k, v in tensors.items()}, metadata=meta)
         with atomic_write(path) as file:
             file.write(body)

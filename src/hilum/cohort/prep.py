@@ -84,11 +84,24 @@ class Prep:
         Raises:
             UsageError: `MEMORY_PLAN` when the body is longer than `max_extent_mm`.
         """
-        hu = torch.from_numpy(np.clip(volume.hu, AIR_HU, 3071.0))
         coarse = self._whole_grid(volume.geometry)
-        low = resample(hu, volume.geometry, coarse)
-        grid = self._chest_grid(coarse, low.numpy())
-        tensor = resample_window(low, coarse, grid)
+        low = self._coarse_hu(volume, coarse)
+        return self._crop(volume, low, coarse, self._chest_grid(coarse, low.numpy()))
+
+    def apply_like(self, volume: CTVolume, other: PrepTrace) -> tuple[ScanBatch, PrepTrace]:
+        """The same on the grid of another scan of the same field, so that the two lie voxel on voxel."""
+        if not np.allclose(volume.geometry.affine_ras, other.source.affine_ras):
+            raise RunError("GRID_MISMATCH", "two scans have one field", expected="equal affines", got="two")
+        coarse = self._whole_grid(volume.geometry)
+        return self._crop(volume, self._coarse_hu(volume, coarse), coarse, other.grid)
+
+    def _coarse_hu(self, volume: CTVolume, coarse: Geometry) -> torch.Tensor:
+        return resample(torch.from_numpy(np.clip(volume.hu, AIR_HU, 3071.0)), volume.geometry, coarse)
+
+    def _crop(
+        self, volume: CTVolume, hu: torch.Tensor, coarse: Geometry, grid: Geometry
+    ) -> tuple[ScanBatch, PrepTrace]:
+        tensor = resample_window(hu, coarse, grid)
         return (tensor / 1000.0)[None, None], PrepTrace(volume.geometry, grid, self)
 
     def _whole_grid(self, source: Geometry) -> Geometry:
@@ -112,9 +125,7 @@ class Prep:
         body = body_mask(hu)
         box = chest_box(hu, body, self.spacing_mm) or body_box(body, round(self.margin_mm / self.spacing_mm))
         sizes = [-(-(high - low + 1) // self.multiple) * self.multiple for low, high in box]
-        starts = [
-            low - (size - (high - low + 1)) // 2 for (low, high), size in zip(box, sizes, strict=True)
-        ]
+        starts = [low - (size - (high - low + 1)) // 2 for (low, high), size in zip(box, sizes, strict=True)]
         return subgrid(coarse, np.array(starts), np.ones(3), np.array(sizes))
 
 

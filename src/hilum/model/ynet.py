@@ -40,8 +40,8 @@ ANOMALY_GAIN = 10.0
 """Factor of the anomaly logits, for the same reason: a scan's label says little, and its voxels must still
 part within a few hundred scans."""
 
-ANOMALY_START = -1.0
-"""First anomaly logit everywhere: near where weighted cross-entropy leaves a network that knows nothing."""
+ANOMALY_START = -2.0
+"""First anomaly logit everywhere: findings are small, and most voxels have none."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ organ-like voxels pass, so the finding still learns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from hilum.tensors import FeatureRows, GateRows, Labels, OrganRows, ScanProbabilities
+from hilum.tensors import GateRows, Labels, OrganRows, ScanProbabilities, ScanScores
 
 Heads = Callable[[torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
 Counts = tuple[Sequence[int], Sequence[int]]
@@ -35,39 +36,57 @@ def organ_gate(organ_prob: OrganRows, least: Sequence[int], threshold: float = 0
     return gate
 
 
-def top_mean(logits: torch.Tensor, count: int) -> torch.Tensor:
-    """Mean of the `count` largest probabilities among the open voxels' logits; missing voxels count as 0."""
+@dataclass(frozen=True)
+class Pooled:
+    """What one map says of each scan.
+
+    Args:
+        prob: mean of the highest voxel probabilities, the scan's probability (EXACT §1.5).
+        amount: sum of all voxel probabilities in units of the pooled volume: how much of the finding there is.
+    """
+
+    prob: ScanProbabilities
+    amount: ScanProbabilities
+
+    @staticmethod
+    def stack(scans: Sequence[Pooled]) -> Pooled:
+        """Scans of one each -> one batch."""
+        return Pooled(torch.cat([s.prob for s in scans]), torch.cat([s.amount for s in scans]))
+
+
+def pool(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(prob, amount) of one finding from its open voxels' logits; missing voxels count as 0."""
     largest = logits.flatten().topk(min(count, logits.numel())).values
-    return largest.sigmoid().sum() / count
+    return largest.sigmoid().sum() / count, logits.sigmoid().sum() / count
 
 
-def scan_probabilities(
-    heads: Heads, features: FeatureRows, gate: GateRows, organ_of: Sequence[int], counts: Counts
-) -> tuple[ScanProbabilities, ScanProbabilities]:
-    """Scan probability per finding from the half- and the full-resolution map.
+def pool_scan(
+    heads: Heads, features: torch.Tensor, gate: torch.Tensor, organ_of: Sequence[int], counts: Counts
+) -> tuple[Pooled, Pooled]:
+    """One scan's maps of half and of full resolution, pooled per finding.
 
     The heads are read where an organ's gate is open and nowhere else: for a heart that is one voxel in forty.
 
     Args:
         heads: features (N, C) and findings -> logits (N, F) and (N, F, 8).
-        organ_of: organ of each finding. counts: voxels averaged per finding at half and at full resolution.
+        features: (N, C). gate: bool (N, O, 8). organ_of: organ of each finding.
+        counts: voxels averaged per finding at half and at full resolution.
     """
-    low, high = [], []
-    for scan_features, scan_gate in zip(features, gate, strict=True):
-        by_finding: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        for organ in sorted(set(organ_of)):
-            findings = [d for d, o in enumerate(organ_of) if o == organ]
-            where = scan_gate[:, organ].any(dim=1).nonzero().flatten()
-            coarse, fine = heads(scan_features.index_select(0, where), findings)
-            closed = ~scan_gate[:, organ].index_select(0, where)
-            for at, d in enumerate(findings):
-                by_finding[d] = (
-                    top_mean(coarse[:, at], counts[0][d]),
-                    top_mean(fine[:, at].masked_fill(closed, CLOSED), counts[1][d]),
-                )
-        low.append(torch.stack([by_finding[d][0] for d in range(len(organ_of))]))
-        high.append(torch.stack([by_finding[d][1] for d in range(len(organ_of))]))
-    return torch.stack(low), torch.stack(high)
+    low: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    high: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for organ in sorted(set(organ_of)):
+        findings = [d for d, o in enumerate(organ_of) if o == organ]
+        where = gate[:, organ].any(dim=1).nonzero().flatten()
+        coarse, fine = heads(features.index_select(0, where), findings)
+        closed = ~gate[:, organ].index_select(0, where)
+        for at, d in enumerate(findings):
+            low[d] = pool(coarse[:, at], counts[0][d])
+            high[d] = pool(fine[:, at].masked_fill(closed, CLOSED), counts[1][d])
+    both = []
+    for level in (low, high):
+        prob, amount = zip(*(level[d] for d in range(len(organ_of))), strict=True)
+        both.append(Pooled(torch.stack(prob)[None], torch.stack(amount)[None]))
+    return both[0], both[1]
 
 
 def voxel_counts(pool_ml: Sequence[float], voxel_ml: float, least: int = 3) -> list[int]:
@@ -93,15 +112,27 @@ def prevalence_bce(
     return (loss * known).sum() / known.sum().clamp_min(1)
 
 
-def sibling_ranking(prob: ScanProbabilities, labels: Labels) -> torch.Tensor:
-    """Of two scans of one anatomy, the one with a finding has the higher log odds: softplus of the difference,
-    mean over all pairs that differ; 0 without any.
+def sibling_ranking(score: ScanScores, labels: Labels) -> torch.Tensor:
+    """Of two scans of one anatomy, the one with a finding has the higher score: softplus of the difference, mean
+    over all pairs that differ; 0 without any.
 
-    Whatever the scans have in common pushes both alike and cancels, so the voxels of the finding are what is
-    left to learn from. RankNet's loss (Burges et al., ICML 2005) on multiple-instance bags, as Sultani et al.
-    (CVPR 2018) rank videos.
+    On the log of `Pooled.amount`, which every voxel has a share in: what siblings have in common pushes both
+    alike and cancels, so that from the first step on the gradient comes from the voxels that differ. The
+    highest voxels alone teach nothing before a finding is among them.
+
+    RankNet's loss (Burges et al., ICML 2005) on multiple-instance bags, as Sultani et al. (CVPR 2018) rank
+    videos.
     """
-    odds = torch.logit(prob.clamp(EPS, 1 - EPS))
     differ = (labels[:, None] == 1) & (labels[None] == 0)
-    losses = F.softplus(odds[None] - odds[:, None])
+    losses = F.softplus(score[None] - score[:, None])
     return (losses * differ).sum() / differ.sum().clamp_min(1)
+
+
+def log_odds(prob: ScanProbabilities) -> ScanScores:
+    """Score of a probability."""
+    return torch.logit(prob.clamp(EPS, 1 - EPS))
+
+
+def log_amount(amount: ScanProbabilities) -> ScanScores:
+    """Score of an amount."""
+    return torch.log(amount + EPS)

@@ -142,7 +142,8 @@ def scan_geometry(scene: Scene, scanner: Scanner, spacing_mm: tuple[float, float
     start = float(origin[2])
     kept = height * scanner.z_cover
     if scanner.z_cover < 1.0:
-        top_lost = np.random.default_rng([scanner.seed, 3]).uniform() < 0.5
+        # by the patient, so that siblings have one field
+        top_lost = np.random.default_rng([scene.plan.patient.shape_seed, 3]).uniform() < 0.5
         start += 0.0 if top_lost else height - kept
     nz = max(1, int(kept / sz + 1e-6) + 1)
     tilt = np.deg2rad(scanner.tilt_deg)

@@ -13,12 +13,11 @@ class Batch:
 
     Args:
         scan: HU / 1000. organ_bits: seven packed masks. labels: 18 scan labels, NaN unknown.
-        step: of the training; progress: how far it is, 0..1. prevalence: of the training set, per finding.
+        progress: how far the training is, 0..1. prevalence: of the training set, per finding.
     """
 
     scan: ScanBatch
     organ_bits: OrganBits
     labels: Labels
-    step: int
     progress: float
     prevalence: tuple[float, ...]

@@ -80,7 +80,7 @@ def make_batch(
     scan, organ_bits = augment(
         sample.scan.to(device), sample.organs.to(device), preset.prep.spacing_mm, recipe.augment, generator
     )
-    return Batch(scan, organ_bits, sample.labels[None].to(device), step, step / recipe.optim.steps, prevalence)
+    return Batch(scan, organ_bits, sample.labels[None].to(device), step / recipe.optim.steps, prevalence)
 
 
 def _device(recipe: Recipe) -> torch.device:

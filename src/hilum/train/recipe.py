@@ -74,10 +74,12 @@ class ObjectiveRecipe(Strict):
     tversky_fn: float = 0.7
     focal_alpha: float = 0.9
     anomaly_weight: float = Field(1.0, ge=0, description="weight of the scan labels' cross-entropy")
-    ranking_weight: float = Field(
-        0.0, ge=0, description="weight of ranking a patient's scans against each other; needs optim.scans > 1"
+    rank_prob_weight: float = Field(
+        0.0, ge=0, description="weight of ranking a patient's scans by probability; needs optim.scans > 1"
     )
-    organs_every: int = Field(1, ge=1, description="once anomalies train, organs do so every n-th step")
+    rank_amount_weight: float = Field(
+        0.0, ge=0, description="weight of ranking them by the amount of the finding"
+    )
     organs_first: float = Field(0.0, ge=0, lt=1, description="share of the steps that train organs alone")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"

@@ -9,6 +9,7 @@ import torch
 
 from hilum.model.cam import CamNet
 from hilum.model.preset import Preset
+from hilum.objective.mil import Pooled
 from hilum.train.batch import Batch
 from hilum.train.methods.scan_labels import scan_loss
 from hilum.train.recipe import ObjectiveRecipe
@@ -19,4 +20,5 @@ def losses(
 ) -> dict[str, torch.Tensor]:
     """`anomaly` alone."""
     prob = torch.cat([torch.sigmoid(model(batch.scan).scan) for batch in batches])
-    return {"anomaly": scan_loss(prob, batches, recipe)}
+    # its probability is its global mean already: there is no other amount
+    return {"anomaly": scan_loss(Pooled(prob, prob), batches, recipe)}

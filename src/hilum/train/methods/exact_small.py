@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch.nn import functional as F
 
 from hilum.model.preset import Preset
 from hilum.model.ynet import YNet, YNetFeatures, fold, rows
-from hilum.objective.mil import least_open, organ_gate, scan_probabilities, voxel_counts
+from hilum.objective.mil import Pooled, least_open, organ_gate, pool_scan, voxel_counts
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
-from hilum.tensors import OrganBits
+from hilum.tensors import GateRows, OrganBits
 from hilum.text.vocabulary import ORGAN_CHANNELS, ORGAN_OF
 from hilum.train.batch import Batch
 from hilum.train.methods.scan_labels import scan_loss
@@ -57,20 +57,39 @@ def organ_loss(features: YNetFeatures, batch: Batch, recipe: ObjectiveRecipe) ->
     return segmentation_weight(batch.progress) * loss
 
 
-def pooled(
-    model: YNet, features: YNetFeatures, batch: Batch, preset: Preset, recipe: ObjectiveRecipe
+def gates(
+    features: Sequence[YNetFeatures], batches: Sequence[Batch], least: Sequence[int], kind: str
+) -> list[GateRows]:
+    """Where the evidence of each scan may lie. Siblings look at the same voxels: any of them that is open in
+    one."""
+    given = [organ_rows(batch.organ_bits) for batch in batches]
+    if kind == "given":
+        opened = given
+    else:
+        # the gate carries no gradient: anomalies never teach the organs to hide
+        opened = [organ_gate(torch.sigmoid(f.organ_rows().detach()), least) for f in features]
+        if kind == "either":
+            opened = [found | truth for found, truth in zip(opened, given, strict=True)]
+    return [reduce(torch.logical_or, opened)] * len(opened)
+
+
+def anomaly_loss(
+    model: YNet,
+    features: Sequence[YNetFeatures],
+    batches: Sequence[Batch],
+    preset: Preset,
+    recipe: ObjectiveRecipe,
 ) -> torch.Tensor:
-    """Scan probabilities (2, B, D) from the maps of both resolutions, inside the organs."""
+    """The scan labels' loss at both resolutions."""
     counts = pooled_counts(preset, recipe)
-    given = organ_rows(batch.organ_bits)
-    # the gate carries no gradient: anomalies never teach the organs to hide
-    found = organ_gate(
-        torch.sigmoid(features.organ_rows().detach()), least_open(counts[1], ORGAN_OF, len(ORGAN_CHANNELS))
-    )
-    gate = {"predicted": found, "given": given, "either": found | given}[recipe.gate]
+    opened = gates(features, batches, least_open(counts[1], ORGAN_OF, len(ORGAN_CHANNELS)), recipe.gate)
+    scans = [
+        pool_scan(model.anomaly_heads.rows, rows(f.anomalies)[0], gate[0], ORGAN_OF, counts)
+        for f, gate in zip(features, opened, strict=True)
+    ]
     return torch.stack(
-        scan_probabilities(model.anomaly_heads.rows, rows(features.anomalies), gate, ORGAN_OF, counts)
-    )
+        [scan_loss(Pooled.stack(level), batches, recipe) for level in zip(*scans, strict=True)]
+    ).mean()
 
 
 def losses(
@@ -78,12 +97,8 @@ def losses(
 ) -> dict[str, torch.Tensor]:
     """`organs` and `anomaly`, each already weighted; their sum is minimised."""
     features = [model.features(batch.scan) for batch in batches]
-    named = {}
-    if batches[0].step % recipe.organs_every == 0 or batches[0].progress < recipe.organs_first:
-        organs = [organ_loss(f, batch, recipe) for f, batch in zip(features, batches, strict=True)]
-        named["organs"] = torch.stack(organs).mean()
+    # siblings have the same organs: one of them is enough
+    named = {"organs": organ_loss(features[0], batches[0], recipe)}
     if batches[0].progress >= recipe.organs_first:
-        both = zip(features, batches, strict=True)
-        probs = torch.cat([pooled(model, f, batch, preset, recipe) for f, batch in both], dim=1)
-        named["anomaly"] = torch.stack([scan_loss(p, batches, recipe) for p in probs]).mean()
+        named["anomaly"] = anomaly_loss(model, features, batches, preset, recipe)
     return named
