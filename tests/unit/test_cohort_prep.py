@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hilum.cohort.prep import Prep
+from hilum.errors import RunError
 from hilum.geometry import Geometry
 from hilum.volume import CTVolume, Provenance
 
@@ -105,3 +106,15 @@ def test_without_lungs_the_grid_is_the_body():
     volume = bump_volume(np.diag([2.0, 2.4, 3.0, 1.0]))
     _, trace = Prep(multiple=1).apply(volume)
     assert trace.grid.extent_mm[2] >= 0.95 * volume.geometry.extent_mm[2]
+
+
+def test_another_scan_of_the_field_goes_on_the_same_grid():
+    first, second = chest_volume(), chest_volume(left_air=False)
+    _, trace = Prep(spacing_mm=4.0).apply(first)
+    tensor, like = Prep(spacing_mm=4.0).apply_like(second, trace)
+    assert np.array_equal(like.grid.affine_ras, trace.grid.affine_ras)
+    own, own_trace = Prep(spacing_mm=4.0).apply(second)
+    at = np.round(trace.grid.to_vox(own_trace.grid.to_mm(np.array([20, 20, 20])))[0]).astype(int)
+    assert tensor[0, 0, *at] == own[0, 0, 20, 20, 20]
+    with pytest.raises(RunError, match="GRID_MISMATCH"):
+        Prep(spacing_mm=4.0).apply_like(bump_volume(np.diag([2.0, 2.4, 3.0, 1.0])), trace)

@@ -74,9 +74,11 @@ def test_a_preset_with_a_strange_key_is_refused():
 def test_weights_load_strictly(tmp_path):
     net = YNet(TINY)
     arrays = {k: v.numpy() for k, v in net.state_dict().items()}
-    digest = save_weights(tmp_path / "w.safetensors", arrays, {"a": "b"})
+    facts = {name: name for name in "abcdefgh"}
+    digest = save_weights(tmp_path / "w.safetensors", arrays, facts)
+    assert all(save_weights(tmp_path / "again.safetensors", arrays, facts) == digest for _ in range(8))
     back, meta = load_weights(tmp_path / "w.safetensors", sha256=digest)
-    assert meta["a"] == "b"
+    assert meta == facts
     tensors = {k: torch.tensor(v) for k, v in back.items()}
     load_state(YNet(TINY), tensors)
     tensors.popitem()

@@ -1,9 +1,9 @@
-"""One preparation for training, exam, API and demo: HU on any grid -> a body-cropped grid in millimetres,
-and back.
+"""One preparation for training, exam, API and demo: HU on any grid -> a grid of the chest in millimetres, and
+back.
 
 The grid keeps the volume's own axis directions (nearest RAS+), is isotropic, is cropped to the chest around
-the lungs (to the body where no lung is seen) and padded with air to a multiple the network can halve. Unlike EXACT §1.3, nothing is squashed: a millimetre
-stays a millimetre.
+the lungs (to the body where no lung is seen) and padded with air to a multiple the network can halve.
+Unlike EXACT §1.3, nothing is squashed: a millimetre stays a millimetre.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Prep:
 
     Args:
         spacing_mm: of the isotropic grid. multiple: each axis is padded to a multiple of this, in voxels.
-        margin_mm: kept around the body where no lung is seen. max_extent_mm: longest body axis accepted (memory plan, G01).
+        margin_mm: kept around the body where no lung is seen.
+        max_extent_mm: longest body axis accepted (memory plan, G01).
     """
 
     spacing_mm: float = 3.0

@@ -20,6 +20,9 @@ from hilum.errors import UsageError, WeightsError
 from hilum.io.atomic import atomic_write
 from hilum.io.hashing import sha256_of
 
+FACTS = "facts"
+"""The one metadata key: safetensors writes several in an order that changes from run to run."""
+
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
 
@@ -39,9 +42,10 @@ def load_weights(path: Path, *, sha256: str | None = None) -> tuple[dict[str, np
         )
     try:
         with safe_open(path, framework="np") as file:
-            metadata = dict(file.metadata() or {})
+            raw = dict(file.metadata() or {})
+            metadata = json.loads(raw[FACTS]) if FACTS in raw else raw
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
             "WEIGHTS_TRUNCATED", "weights are a whole safetensors file", got=error, path=path
         ) from None
@@ -54,8 +58,9 @@ def load_weights(path: Path, *, sha256: str | None = None) -> tuple[dict[str, np
 
 
 def save_weights(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Write beside, flush, rename; returns the file's sha256."""
-    body = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=dict(metadata))
+    """Write beside, flush, rename; returns the file's sha256. Equal contents are equal bytes."""
+    facts = {FACTS: json.dumps(dict(metadata), sort_keys=True)}
+    body = save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=facts)
     with atomic_write(path) as file:
         file.write(body)
     return hashlib.sha256(body).hexdigest()

@@ -123,8 +123,8 @@ def unrows(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 class InstanceNorm(nn.Module):
     """Each channel of each scan to mean 0 and variance 1, then a learned scale and shift (EXACT §1.2).
 
-    One scan is a batch of one: batch statistics are then the instance's own, and torch's kernel for them keeps
-    the channels-last layout, which its instance norm does not.
+    One scan is a batch of one: batch statistics are then the instance's own, and torch's kernel for them
+    keeps the channels-last layout, which its instance norm does not.
     """
 
     def __init__(self, width: int) -> None:

@@ -42,7 +42,7 @@ class Pooled:
 
     Args:
         prob: mean of the highest voxel probabilities, the scan's probability (EXACT §1.5).
-        amount: sum of all voxel probabilities in units of the pooled volume: how much of the finding there is.
+        amount: sum of all voxel probabilities in units of the pooled volume: its extent.
     """
 
     prob: ScanProbabilities
@@ -113,8 +113,8 @@ def prevalence_bce(
 
 
 def sibling_ranking(score: ScanScores, labels: Labels) -> torch.Tensor:
-    """Of two scans of one anatomy, the one with a finding has the higher score: softplus of the difference, mean
-    over all pairs that differ; 0 without any.
+    """Of two scans of one anatomy, the one with a finding has the higher score: softplus of the difference,
+    mean over all pairs that differ; 0 without any.
 
     On the log of `Pooled.amount`, which every voxel has a share in: what siblings have in common pushes both
     alike and cancels, so that from the first step on the gradient comes from the voxels that differ. The

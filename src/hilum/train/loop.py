@@ -106,8 +106,8 @@ def train(
     """Run the recipe on prepared files; resumes from `out/checkpoint.safetensors`. Returns the averaged
     network.
 
-    A step sees `optim.scans` scans of one patient. Siblings share their anatomy, so what it says about a finding
-    cancels, and what the finding itself looks like stays.
+    A step sees `optim.scans` scans of one patient. Siblings share their anatomy, so what it says about a
+    finding cancels, and what the finding itself looks like stays.
 
     Raises:
         RunError: `LOSS_NONFINITE` with the scan's key; the last good checkpoint stays.
