@@ -74,7 +74,8 @@ def test_padding_and_field_of_view(scene: Scene) -> None:
 
 def test_partial_cover(scene: Scene) -> None:
     whole = scan(scene, QUIET).geometry
-    halves = [scan(scene, replace(QUIET, z_cover=0.6, seed=s)).geometry for s in range(6)]
+    patients = [replace(scene.plan, patient=replace(scene.plan.patient, shape_seed=s)) for s in range(6)]
+    halves = [scan(replace(scene, plan=plan), replace(QUIET, z_cover=0.6)).geometry for plan in patients]
     low, high = whole.to_mm(np.zeros((1, 3)))[0, 2], whole.to_mm(np.array([[0, 0, whole.shape[2] - 1]]))[0, 2]
     for g in halves:
         z = g.to_mm(np.array([[0, 0, 0], [0, 0, g.shape[2] - 1]]))[:, 2]
