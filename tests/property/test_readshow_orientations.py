@@ -76,8 +76,7 @@ def check(grid: Geometry, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected_mm = grid.to_mm(
         np.argwhere((volume.to_source(volume.hu) < -700) & (volume.to_source(volume.hu) > -950))
     )
-    # half of the longest voxel edge: the mask went through a 6 mm grid and back
-    assert np.linalg.norm(lung_mm.mean(0) - expected_mm.mean(0)) < max(grid.spacing_mm) / 2
+    assert np.linalg.norm(lung_mm.mean(0) - expected_mm.mean(0)) < 3.0
 
     # the nodule is on the patient's left: bright on the right half of an axial and a coronal picture
     material = reading.material

@@ -111,9 +111,8 @@ class Standin:
         air = cc3d.connected_components((hu < -400) & (hu > -960), connectivity=6)
         sizes = np.bincount(air.ravel())
         sizes[[0, *np.unique(air[0]), *np.unique(air[-1]), *np.unique(air[:, 0]), *np.unique(air[:, -1])]] = 0
-        # the blurred skin is a thin piece of its own, and denser than a lung
-        mean_hu = np.bincount(air.ravel(), weights=hu.ravel()) / np.maximum(sizes, 1)
-        lung = np.isin(air, np.flatnonzero((sizes * grid.voxel_ml > 20) & (mean_hu < -700)))
+        # a piece of blurred skin that the crop leaves free of the border is no lung
+        lung = np.isin(air, np.flatnonzero(sizes * grid.voxel_ml > 250))
         x = (np.arange(grid.shape[0]) * grid.affine_ras[0, 0] + grid.affine_ras[0, 3])[:, None, None]
         middle = (hu > -100) & (np.abs(x) < 60)
         body = hu > -400
