@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from hilum.errors import HeaderError
-from hilum.types import AffineLps, AffineRas, PointsMm, SpacingMm
+from hilum.types import AffineLps, AffineRas, MaskVolume, PointsMm, SpacingMm
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Same point, other letters: x and y change sign. Its own inverse."""
@@ -126,6 +126,16 @@ class Geometry:
             and self.frame_uid == other.frame_uid
             and bool(np.abs(self.corners_mm() - other.corners_mm()).max() <= tolerance_mm)
         )
+
+    def covers(self, grid: Geometry) -> MaskVolume:
+        """Voxels of `grid` whose centre lies in this field of view, voxel edges included."""
+        row_of = np.linalg.inv(self.affine_ras) @ grid.affine_ras
+        i, j, k = np.ogrid[tuple(slice(n) for n in grid.shape)]
+        mask = np.ones(grid.shape, dtype=bool)
+        for row, size in zip(row_of, self.shape, strict=False):
+            at_vox = row[0] * i + row[1] * j + row[2] * k + row[3]
+            mask &= (at_vox >= -0.5) & (at_vox <= size - 0.5)
+        return mask
 
     def __repr__(self) -> str:
         size = "×".join(str(n) for n in self.shape)

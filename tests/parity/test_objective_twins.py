@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from hilum.model.ynet import AnomalyHeads, rows, unfold, unrows
 from hilum.objective.mil import (
-    log_amount,
+    SHARPNESS,
     log_odds,
     organ_gate,
     pool_scan,
@@ -48,60 +47,49 @@ def test_tversky_focal_equals_its_twin(fp, fn, alpha):
     assert torch.allclose(a.grad, b.grad, atol=1e-10)
 
 
-def slow_pool(heads, features, gate, organ_of, counts):
-    """Voxel by voxel, every voxel's logits computed, nothing selected before the end."""
-    coarse, fine = heads(features, list(range(len(organ_of))))
+def slow_pool(low, high, gate, gates, counts):
+    """Voxel by voxel."""
     results = []
     for level in range(2):
-        prob, amount = [], []
-        for d, organ in enumerate(organ_of):
-            values = []
-            for n in range(features.shape[0]):
-                if level == 0 and gate[n, organ].any():
-                    values.append(torch.sigmoid(coarse[n, d]))
+        prob, scores = [], []
+        for d, organs in enumerate(gates):
+            logits = []
+            for n in range(len(low)):
+                if level == 0 and any(gate[n, o, k] for o in organs for k in range(8)):
+                    logits.append(low[n, d])
                 for k in range(8):
-                    if level == 1 and gate[n, organ, k]:
-                        values.append(torch.sigmoid(fine[n, d, k]))
-            every = torch.stack(values).sort(descending=True).values
+                    if level == 1 and any(gate[n, o, k] for o in organs):
+                        logits.append(high[n, d, k])
+            every = torch.sigmoid(torch.stack(logits)).sort(descending=True).values
             # fewer open voxels than asked for: the missing ones count as zero
             prob.append(every[: counts[level][d]].sum() / counts[level][d])
-            amount.append(every.sum() / counts[level][d])
-        results += [torch.stack(prob), torch.stack(amount)]
+            scores.append([sum(torch.exp(s * z) for z in logits).log() / s for s in SHARPNESS])
+        results += [torch.stack(prob), *(torch.stack(s) for s in zip(*scores, strict=True))]
     return results
 
 
-def fast_pool(heads, features, gate, organ_of, counts):
-    low, high = pool_scan(heads, features, gate, organ_of, counts)
-    return [low.prob[0], low.amount[0], high.prob[0], high.amount[0]]
+def fast_pool(low, high, gate, gates, counts):
+    levels = pool_scan(low, high, gate, gates, counts)
+    return [x[0] for level in levels for x in (level.prob, *level.scores)]
 
 
 def test_pooling_equals_its_twin_value_and_gradient():
     generator = torch.Generator().manual_seed(1)
-    heads = AnomalyHeads(4, 3).double()
     gate = torch.rand((12, 2, 8), generator=generator) > 0.7
     gate[:, 1] = False
     gate[3, 1, :2] = True
-    counts = ([2, 1, 3], [5, 3, 20])
-    a = torch.randn((12, 4), generator=generator, dtype=torch.float64, requires_grad=True)
-    b = a.detach().clone().requires_grad_()
+    counts = ([2, 1, 3, 2], [5, 3, 20, 4])
+    shapes = ((12, 4), (12, 4, 8))
+    start = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     results = []
-    for function, features in ((fast_pool, a), (slow_pool, b)):
-        heads.zero_grad()
-        pooled = function(heads.rows, features, gate, (0, 1, 1), counts)
-        weights = torch.rand((4, 3), generator=torch.Generator().manual_seed(2))
-        (torch.stack(pooled) * weights).sum().backward()
-        results.append((*pooled, features.grad, *(p.grad.clone() for p in heads.parameters())))
+    for function in (fast_pool, slow_pool):
+        low, high = (x.clone().requires_grad_() for x in start)
+        pooled = torch.stack(function(low, high, gate, ((0,), (1,), (1,), (1, 0)), counts))
+        weights = torch.rand(pooled.shape, generator=torch.Generator().manual_seed(2))
+        (pooled * weights).sum().backward()
+        results.append((pooled, low.grad, high.grad))
     for fast, slow in zip(*results, strict=True):
         assert torch.allclose(fast, slow, atol=1e-6)
-
-
-def test_rows_of_the_heads_are_the_voxels_of_their_maps():
-    heads = AnomalyHeads(4, 3)
-    features = torch.randn(1, 4, 2, 3, 4)
-    low, high = heads(features)
-    coarse, fine = heads.rows(rows(features)[0], [2, 0])
-    assert torch.allclose(rows(low)[0][:, [2, 0]], coarse, atol=1e-5)
-    assert torch.allclose(unfold(unrows(fine.flatten(1)[None], (2, 3, 4))), high[:, [2, 0]], atol=1e-5)
 
 
 def test_the_gate_survives_an_empty_organ():
@@ -111,10 +99,11 @@ def test_the_gate_survives_an_empty_organ():
     assert gate[0, :, 0].sum() == 3
     assert gate[0, :, 1].sum() == 5
     assert gate[0, 4, 0, 3]
-    features = torch.randn((8, 4), requires_grad=True)
-    low, high = pool_scan(AnomalyHeads(4, 1).rows, features, gate[0], [1], ([1], [5]))
+    cells, voxels = torch.randn((8, 1), requires_grad=True), torch.randn((8, 1, 8), requires_grad=True)
+    low, high = pool_scan(cells, voxels, gate[0], [(1,)], ([1], [5]))
     (low.prob + high.prob).sum().backward()
-    assert features.grad.abs().sum() > 0
+    assert cells.grad.abs().sum() > 0
+    assert voxels.grad.abs().sum() > 0
 
 
 def test_a_found_organ_is_the_gate_and_nothing_else():
@@ -167,7 +156,6 @@ def test_sibling_ranking_equals_its_twin_and_ignores_what_is_common():
     assert sibling_ranking(score, torch.ones_like(labels)) == 0
 
 
-def test_scores_are_logs():
+def test_a_score_is_a_log():
     p = torch.tensor([[0.2, 0.5]], dtype=torch.float64)
     assert torch.allclose(log_odds(p), torch.tensor([[math.log(0.25), 0.0]], dtype=torch.float64))
-    assert torch.allclose(log_amount(p), torch.log(p), atol=1e-4)

@@ -6,7 +6,6 @@ from sklearn.metrics import roc_auc_score
 
 from hilum.exam.choose import apply, best_map_threshold, logistic
 from hilum.exam.metrics import MAP_THRESHOLDS, auroc, bootstrap, dice, dice_curve, nanmean, youden
-from hilum.exam.phantom_cases import inside
 from hilum.geometry import Geometry
 
 
@@ -73,11 +72,11 @@ def test_nanmean_of_nothing_is_unknown():
     assert nanmean([1.0, float("nan"), 3.0]) == 2.0
 
 
-def test_inside_is_the_field_and_nothing_more():
+def test_a_field_covers_what_lies_in_it_and_nothing_more():
     grid = Geometry((6, 5, 4), np.diag([2.0, 2.0, 2.0, 1.0]))
     affine = np.diag([-1.0, 1.0, 4.0, 1.0])
     affine[:3, 3] = (8.0, 0.0, 2.0)
-    mask = inside(grid, Geometry((5, 9, 1), affine))
+    mask = Geometry((5, 9, 1), affine).covers(grid)
     expected = np.zeros(grid.shape, dtype=bool)
     expected[2:5, :, 0:3] = True  # x 4..8 mm, y 0..8 mm, z 0..4 mm
     assert np.array_equal(mask, expected)

@@ -9,8 +9,9 @@ from safetensors.torch import save_file
 
 from hilum.cohort.prep import Prep
 from hilum.errors import RunError, UsageError, WeightsError
+from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset
-from hilum.model.ynet import YNetConfig, unfold, unrows
+from hilum.model.ynet import YNetConfig
 from hilum.train.augment import augment
 from hilum.train.loop import learning_rate, pick, pick_scans, train
 from hilum.train.methods.exact_small import coarse_masks, organ_rows
@@ -111,6 +112,8 @@ def test_learning_rate_warms_up_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] < 0.02
+    held = [learning_rate(s, optim.model_copy(update={"hold": 0.6})) for s in range(100)]
+    assert held[10:61] == [1.0] * 51 and held[61] < 1.0 and held[-1] < 0.02
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path):
@@ -138,7 +141,7 @@ def test_organs_first_leaves_the_anomaly_heads_alone(tmp_path, files):
 def test_siblings_are_ranked_against_each_other(tmp_path, files):
     optim = {"steps": 2, "warmup": 2, "ema": 0.5, "scans": 2}
     plain, _ = run(tmp_path, files, 2, "plain", optim=optim)
-    ranked, seen = run(tmp_path, files, 2, "ranked", optim=optim, objective={"rank_amount_weight": 1.0})
+    ranked, seen = run(tmp_path, files, 2, "ranked", optim=optim, objective={"rank_weight": 1.0})
     assert all(np.isfinite(list(losses.values())).all() for losses in seen)
     assert any(not torch.equal(plain[k], ranked[k]) for k in plain)
 

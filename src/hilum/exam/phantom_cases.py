@@ -13,12 +13,10 @@ import torch
 from hilum.cohort.phantom_set import channel_mask, phantom_volume
 from hilum.cohort.resample import resample
 from hilum.exam.metrics import dice, dice_curve
-from hilum.geometry import Geometry
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import Phantom, make_phantom
 from hilum.read.scan_model import ModelOutput, ScanModel
 from hilum.text.vocabulary import ORGAN_CHANNELS, SLUGS
-from hilum.types import MaskVolume
 
 
 @dataclass
@@ -66,7 +64,7 @@ def score_case(phantom: Phantom, model: ScanModel) -> CaseScore:
         return resample(torch.from_numpy(values), output.grid, scene.grid, outside="zero").numpy()
 
     # what was scanned, not what the model chose to look at
-    scanned = inside(scene.grid, volume.geometry)
+    scanned = volume.geometry.covers(scene.grid)
     if output.organs.any():
         for channel, probability in zip(ORGAN_CHANNELS, output.organs, strict=True):
             truth = channel_mask(scene.regions.__getitem__, channel).numpy() & scanned
@@ -76,17 +74,6 @@ def score_case(phantom: Phantom, model: ScanModel) -> CaseScore:
         values = output.maps[SLUGS.index(lesion.slug)]
         case.findings[lesion.slug] = _localise(values, output, in_world(values), mask, phantom, lesion.degree)
     return case
-
-
-def inside(grid: Geometry, field: Geometry) -> MaskVolume:
-    """The voxels of `grid` whose centres lie in `field`."""
-    matrix = np.linalg.inv(field.affine_ras) @ grid.affine_ras
-    i, j, k = np.ogrid[tuple(slice(n) for n in grid.shape)]
-    mask = np.ones(grid.shape, dtype=bool)
-    for row, size in zip(matrix, field.shape, strict=False):
-        at = row[0] * i + row[1] * j + row[2] * k + row[3]
-        mask &= (at >= -0.5) & (at <= size - 0.5)
-    return mask
 
 
 def _localise(

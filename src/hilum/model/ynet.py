@@ -4,17 +4,15 @@ anomaly decoder.
 EXACT in small (EXACT §1.2): the same Y, the same two scales of anomaly maps and the same seg -> abn fusion,
 with convolutions where the paper has Mamba layers. What differs and why:
 
-* the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost,
-and every
-  convolution runs at half resolution or below, so that two CPU cores train it;
+* the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost, and
+  every convolution runs at half resolution or below, so that two CPU cores train it;
 * full-resolution maps are unfolded from half-resolution features (sub-voxel convolution) for the same reason;
-* the two anomaly heads read both signs of their features (CReLU): what is darker than usual is as easy to say
-  as what is brighter.
+* the anomaly heads also read what the scan says without any convolution (`model.bands`): a scan's label is
+  too weak to teach a network Hounsfield units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hilum.model.bands import CellReader
+from hilum.model.fold import fold, rows, unfold, unrows
 from hilum.tensors import (
     AnomalyLogits,
     FineAnomalyLogits,
@@ -36,11 +36,7 @@ ORGAN_GAIN = 5.0
 """Factor of the organ logits. A soft Dice wants background logits near -7; Adam's steps are of one size
 whatever the gradient, so without a gain a head needs hundreds of steps to get there."""
 
-ANOMALY_GAIN = 10.0
-"""Factor of the anomaly logits, for the same reason: a scan's label says little, and its voxels must still
-part within a few hundred scans."""
-
-ANOMALY_START = -2.0
+ANOMALY_START = -3.0
 """First anomaly logit everywhere: findings are small, and most voxels have none."""
 
 
@@ -53,6 +49,7 @@ class YNetConfig:
             [-1, 1].
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
         abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
+        bands_hu, contrast_hu: knots of `model.bands`. reader: width of its perceptron.
         deep: organ heads at 1/8 and 1/4 too, used in training only: the decoder learns
             where organs are before it learns their borders. detach: anomaly gradients stop at the organ
             decoder's features (the paper lets them through).
@@ -62,6 +59,9 @@ class YNetConfig:
     widths: tuple[int, int, int, int] = (16, 48, 96, 160)
     depth: tuple[int, int, int, int] = (1, 2, 2, 2)
     abn_width: int = 32
+    bands_hu: tuple[float, ...] = (-1000.0, -900.0, -700.0, -300.0, 0.0, 100.0, 300.0, 1000.0)
+    contrast_hu: tuple[float, ...] = (-100.0, 0.0, 100.0, 300.0)
+    reader: int = 64
     organs: int = 7
     findings: int = 18
     deep: bool = False
@@ -78,46 +78,29 @@ class YNetOutput:
 
 
 @dataclass(frozen=True)
-class YNetFeatures:
-    """What a training step reads instead of whole maps, at half resolution.
+class OrganFeatures:
+    """The half of the network that knows of organs, and what the other half starts from.
 
     Args:
-        organs: organ logits, eight voxels of the full grid folded into channels (organ-major).
-        anomalies: what `AnomalyHeads` reads.
+        logits: organ logits at half resolution, eight voxels of the full grid folded into channels
+            (organ-major).
         coarse: organ logits at 1/8 and 1/4 of a `deep` network.
+        encoder: features at 1/2, 1/4, 1/8, 1/16. decoder: the organ decoder's, at 1/2 and 1/4.
     """
 
-    organs: FoldedLogits
-    anomalies: HalfFeatures
+    logits: FoldedLogits
     coarse: tuple[torch.Tensor, ...]
+    encoder: tuple[torch.Tensor, ...]
+    decoder: tuple[torch.Tensor, ...]
 
-    def organ_rows(self) -> OrganRows:
+    def rows(self) -> OrganRows:
         """Organ logits of each half-resolution voxel's eight voxels."""
-        return rows(self.organs).unflatten(2, (-1, 8))
+        return rows(self.logits).unflatten(2, (-1, 8))
 
-
-def fold(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, X, Y, Z) -> (B, 8 C, X/2, Y/2, Z/2): each 2x2x2 block becomes channels."""
-    b, c, n, m, k = x.shape
-    x = x.reshape(b, c, n // 2, 2, m // 2, 2, k // 2, 2)
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, n // 2, m // 2, k // 2)
-
-
-def unfold(x: torch.Tensor) -> torch.Tensor:
-    """The inverse of `fold`."""
-    b, c, n, m, k = x.shape
-    x = x.reshape(b, c // 8, 2, 2, 2, n, m, k)
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // 8, 2 * n, 2 * m, 2 * k)
-
-
-def rows(x: torch.Tensor) -> torch.Tensor:
-    """(B, C, U, V, W) -> (B, U V W, C); no copy in the channels-last layout."""
-    return x.permute(0, 2, 3, 4, 1).flatten(1, 3)
-
-
-def unrows(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """The inverse of `rows`, for a half-resolution `shape` (U, V, W)."""
-    return x.transpose(1, 2).unflatten(2, tuple(shape))
+    def shares(self) -> HalfFeatures:
+        """How much of each half-resolution voxel is in each organ. Carries no gradient: anomalies never teach
+        organs to hide."""
+        return torch.sigmoid(self.logits.detach()).unflatten(1, (-1, 8)).mean(2)
 
 
 class InstanceNorm(nn.Module):
@@ -212,33 +195,45 @@ def channels_last(network: nn.Module) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
 
 
+@dataclass(frozen=True)
+class AnomalyCells:
+    """What is known of the cells of one scan.
+
+    Args:
+        decoded: features (N, C) of the anomaly decoder. context: what `CellReader.context` says of them.
+    """
+
+    decoded: torch.Tensor
+    context: torch.Tensor
+
+    def pick(self, where: torch.Tensor) -> AnomalyCells:
+        """Some of them."""
+        return AnomalyCells(self.decoded.index_select(0, where), self.context.index_select(0, where))
+
+
 class AnomalyHeads(nn.Module):
-    """Two linear readings of the same features: one logit per half-resolution voxel, and eight per voxel for
-    the full grid. They read both signs of each feature."""
+    """Linear readings of a `CellReader`: one logit per cell, and eight refined ones for the full grid, which
+    differ by the cell's decoder features and by each voxel's own bands."""
 
-    def __init__(self, width: int, findings: int) -> None:
+    def __init__(self, config: YNetConfig) -> None:
         super().__init__()
-        self.low, self.high = nn.Linear(2 * width, findings), nn.Linear(2 * width, 8 * findings)
-        for head in (self.low, self.high):
-            start_head(head, ANOMALY_START / ANOMALY_GAIN, 0.05 / ANOMALY_GAIN)
-
-    def rows(self, rows: torch.Tensor, findings: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features (N, C) of chosen voxels -> logits (N, F) and (N, F, 8) of chosen findings."""
-        both = torch.cat([torch.relu(rows), torch.relu(-rows)], dim=1)
-        pick = torch.tensor(findings, device=rows.device)
-        fine = (pick[:, None] * 8 + torch.arange(8, device=rows.device)).flatten()
-        low = F.linear(both, self.low.weight[pick], self.low.bias[pick])
-        high = F.linear(both, self.high.weight[fine], self.high.bias[fine])
-        return low.float() * ANOMALY_GAIN, high.float().unflatten(1, (-1, 8)) * ANOMALY_GAIN
-
-    def forward(self, features: HalfFeatures) -> tuple[AnomalyLogits, FineAnomalyLogits]:
-        """Features (B, C, U, V, W) -> whole maps at half and full resolution."""
-        both = torch.cat([torch.relu(features), torch.relu(-features)], dim=1)
-        low, high = (
-            F.conv3d(both, head.weight[:, :, None, None, None], head.bias).float() * ANOMALY_GAIN
-            for head in (self.low, self.high)
+        self.reader = CellReader(
+            config.abn_width, config.organs, config.bands_hu, config.contrast_hu, config.reader
         )
-        return low, unfold(high)
+        findings = config.findings
+        self.cell = nn.Linear(self.reader.out_width, findings)
+        self.corner = nn.Linear(2 * config.abn_width, 8 * findings, bias=False)
+        self.voxel = nn.Parameter(torch.zeros(findings, self.reader.count))
+        start_head(self.cell, ANOMALY_START)
+        nn.init.zeros_(self.corner.weight)
+
+    def rows(self, cells: AnomalyCells) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chosen cells -> logits (N, F) and (N, F, 8)."""
+        features, signs, voxels = self.reader(cells.decoded, cells.context)
+        low = self.cell(features).float()
+        corner = self.corner(signs).float().unflatten(1, (-1, 8))
+        own = F.linear(voxels, self.voxel).float().transpose(1, 2)
+        return low, low[:, :, None] + corner + own
 
 
 class YNet(nn.Module):
@@ -261,25 +256,35 @@ class YNet(nn.Module):
         # most voxels are no organ: starting there saves the first hundred steps
         for head in (self.organ_head, *self.coarse_heads):
             start_head(cast(nn.Conv3d, head), -2.0 / ORGAN_GAIN, 0.05)
-        self.anomaly_heads = AnomalyHeads(w, config.findings)
+        self.anomaly_heads = AnomalyHeads(config)
         channels_last(self)
 
-    def features(self, scan: ScanBatch) -> YNetFeatures:
-        """HU / 1000 with axes divisible by 16 -> what the heads and losses read."""
+    def organ_features(self, scan: ScanBatch) -> OrganFeatures:
+        """HU / 1000 with axes divisible by 16 -> organ logits and the features behind them."""
         e1, e2, e3, e4 = self.encoder(scan)
         s3 = self.seg[0](e4, e3)
         s2 = self.seg[1](s3, e2)
         s1 = self.seg[2](s2, e1)
-        coarse = zip(self.coarse_heads, (s3, s2), strict=False)
-        organs = self.organ_head(s1).float() * ORGAN_GAIN
-        if self.config.detach:
-            s2, s1 = s2.detach(), s1.detach()
+        coarse = tuple(
+            head(x).float() * ORGAN_GAIN for head, x in zip(self.coarse_heads, (s3, s2), strict=False)
+        )
+        return OrganFeatures(self.organ_head(s1).float() * ORGAN_GAIN, coarse, (e1, e2, e3, e4), (s1, s2))
+
+    def anomaly_cells(self, scan: ScanBatch, organs: OrganFeatures) -> AnomalyCells:
+        """What `anomaly_heads` reads of one scan (a batch of one)."""
+        e1, e2, e3, e4 = organs.encoder
+        s1, s2 = (s.detach() if self.config.detach else s for s in organs.decoder)
         a3 = self.abn[0](e4, e3)
         a2 = self.abn[1](a3, e2, s2)
         a1 = self.abn_norm(self.abn[2](a2, e1, s1))
-        return YNetFeatures(organs, a1, tuple(head(x).float() * ORGAN_GAIN for head, x in coarse))
+        context = self.anomaly_heads.reader.context(scan, organs.shares())
+        return AnomalyCells(rows(a1)[0], rows(context)[0])
 
     def forward(self, scan: ScanBatch) -> YNetOutput:
-        """HU / 1000 with axes divisible by 16 -> logits of whole maps."""
-        features = self.features(scan)
-        return YNetOutput(unfold(features.organs), *self.anomaly_heads(features.anomalies))
+        """One scan, HU / 1000 with axes divisible by 16 -> logits of whole maps."""
+        organs = self.organ_features(scan)
+        low, high = self.anomaly_heads.rows(self.anomaly_cells(scan, organs))
+        shape = organs.logits.shape[2:]
+        return YNetOutput(
+            unfold(organs.logits), unrows(low[None], shape), unfold(unrows(high.flatten(1)[None], shape))
+        )

@@ -8,7 +8,7 @@ organ-like voxels pass, so the finding still learns.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from hilum.tensors import GateRows, Labels, OrganRows, ScanProbabilities, ScanScores
 
-Heads = Callable[[torch.Tensor, Sequence[int]], tuple[torch.Tensor, torch.Tensor]]
+Gates = Sequence[tuple[int, ...]]
 Counts = tuple[Sequence[int], Sequence[int]]
 
 EPS = 1e-6
 CLOSED = -30.0
 """Logit of a voxel outside the gate: sigmoid is 1e-13."""
+SHARPNESS = (1.0, 4.0)
+"""Of `Pooled.scores`: at 1 the whole extent of a finding counts, at 4 hardly more than its best voxels."""
 
 
 def organ_gate(organ_prob: OrganRows, least: Sequence[int], threshold: float = 0.5) -> GateRows:
@@ -42,50 +44,50 @@ class Pooled:
 
     Args:
         prob: mean of the highest voxel probabilities, the scan's probability (EXACT §1.5).
-        amount: sum of all voxel probabilities in units of the pooled volume: its extent.
+        scores: log-sum-exp of all voxel logits at each of `SHARPNESS`, one after the other.
     """
 
     prob: ScanProbabilities
-    amount: ScanProbabilities
+    scores: tuple[ScanScores, ...]
 
     @staticmethod
     def stack(scans: Sequence[Pooled]) -> Pooled:
         """Scans of one each -> one batch."""
-        return Pooled(torch.cat([s.prob for s in scans]), torch.cat([s.amount for s in scans]))
+        scores = zip(*(s.scores for s in scans), strict=True)
+        return Pooled(torch.cat([s.prob for s in scans]), tuple(torch.cat(s) for s in scores))
 
 
 def pool(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(prob, amount) of one finding from its open voxels' logits; missing voxels count as 0."""
-    largest = logits.flatten().topk(min(count, logits.numel())).values
-    return largest.sigmoid().sum() / count, logits.sigmoid().sum() / count
+    """(prob, scores) of one finding from its open voxels' logits; missing voxels count as 0."""
+    logits = logits.flatten()
+    largest = logits.topk(min(count, logits.numel())).values
+    scores = [torch.logsumexp(sharp * logits, 0) / sharp for sharp in SHARPNESS]
+    return largest.sigmoid().sum() / count, torch.stack(scores)
 
 
 def pool_scan(
-    heads: Heads, features: torch.Tensor, gate: torch.Tensor, organ_of: Sequence[int], counts: Counts
+    low: torch.Tensor, high: torch.Tensor, gate: torch.Tensor, gates: Gates, counts: Counts
 ) -> tuple[Pooled, Pooled]:
-    """One scan's maps of half and of full resolution, pooled per finding.
-
-    The heads are read where an organ's gate is open and nowhere else: for a heart that is one voxel in forty.
+    """One scan's logits at half and at full resolution, pooled per finding over its open voxels.
 
     Args:
-        heads: features (N, C) and findings -> logits (N, F) and (N, F, 8).
-        features: (N, C). gate: bool (N, O, 8). organ_of: organ of each finding.
+        low: (N, D) logits of cells. high: (N, D, 8) of their voxels.
+        gate: bool (N, O, 8), where each organ is. gates: organs that open the gate of each finding.
         counts: voxels averaged per finding at half and at full resolution.
     """
-    low: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    high: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for organ in sorted(set(organ_of)):
-        findings = [d for d, o in enumerate(organ_of) if o == organ]
-        where = gate[:, organ].any(dim=1).nonzero().flatten()
-        coarse, fine = heads(features.index_select(0, where), findings)
-        closed = ~gate[:, organ].index_select(0, where)
-        for at, d in enumerate(findings):
-            low[d] = pool(coarse[:, at], counts[0][d])
-            high[d] = pool(fine[:, at].masked_fill(closed, CLOSED), counts[1][d])
+    opened = {organs: gate[:, list(organs)].any(dim=1) for organs in set(gates)}
+    where = {organs: voxels.any(dim=1).nonzero().flatten() for organs, voxels in opened.items()}
+    levels: tuple[list, list] = ([], [])
+    each = zip(gates, low.unbind(1), high.unbind(1), *counts, strict=True)
+    for organs, coarse, fine, k_low, k_high in each:
+        cells = where[organs]
+        closed = ~opened[organs].index_select(0, cells)
+        levels[0].append(pool(coarse.index_select(0, cells), k_low))
+        levels[1].append(pool(fine.index_select(0, cells).masked_fill(closed, CLOSED), k_high))
     both = []
-    for level in (low, high):
-        prob, amount = zip(*(level[d] for d in range(len(organ_of))), strict=True)
-        both.append(Pooled(torch.stack(prob)[None], torch.stack(amount)[None]))
+    for level in levels:
+        prob, scores = zip(*level, strict=True)
+        both.append(Pooled(torch.stack(prob)[None], torch.stack(scores)[None].unbind(2)))
     return both[0], both[1]
 
 
@@ -116,9 +118,9 @@ def sibling_ranking(score: ScanScores, labels: Labels) -> torch.Tensor:
     """Of two scans of one anatomy, the one with a finding has the higher score: softplus of the difference,
     mean over all pairs that differ; 0 without any.
 
-    On the log of `Pooled.amount`, which every voxel has a share in: what siblings have in common pushes both
-    alike and cancels, so that from the first step on the gradient comes from the voxels that differ. The
-    highest voxels alone teach nothing before a finding is among them.
+    On `Pooled.scores`, which every voxel has a share in: what siblings have in common pushes both alike and
+    cancels, so that from the first step on the gradient comes from the voxels that differ. The highest voxels
+    alone teach nothing before a finding is among them.
 
     RankNet's loss (Burges et al., ICML 2005) on multiple-instance bags, as Sultani et al. (CVPR 2018) rank
     videos.
@@ -131,8 +133,3 @@ def sibling_ranking(score: ScanScores, labels: Labels) -> torch.Tensor:
 def log_odds(prob: ScanProbabilities) -> ScanScores:
     """Score of a probability."""
     return torch.logit(prob.clamp(EPS, 1 - EPS))
-
-
-def log_amount(amount: ScanProbabilities) -> ScanScores:
-    """Score of an amount."""
-    return torch.log(amount + EPS)

@@ -45,22 +45,3 @@ class OrganMasks:
 def mm_of(grid: Geometry, mask: MaskVolume) -> np.ndarray:
     """Centres of the True voxels, mm RAS+ (N, 3)."""
     return grid.to_mm(np.argwhere(mask))
-
-
-def inside_field(grid: Geometry, field: Geometry) -> MaskVolume:
-    """Voxels of `grid` whose centre lies inside the field of view of `field` (voxel edges included).
-
-    A prepared grid is padded beyond the scan; nothing may be found there.
-    """
-    step = np.linalg.inv(field.affine_ras) @ grid.affine_ras
-    axes = [np.arange(n, dtype=np.float64) for n in grid.shape]
-    inside = np.ones(grid.shape, dtype=bool)
-    for axis in range(3):
-        where = (
-            step[axis, 0] * axes[0][:, None, None]
-            + step[axis, 1] * axes[1][None, :, None]
-            + step[axis, 2] * axes[2][None, None, :]
-            + step[axis, 3]
-        )
-        inside &= (where >= -0.5) & (where <= field.shape[axis] - 0.5)
-    return inside

@@ -19,7 +19,7 @@ from hilum.read.diagnose import DEFAULT_MAP_THRESHOLD, diagnose
 from hilum.read.facts import receipt_of, scan_facts
 from hilum.read.maps import finite, on_volume
 from hilum.read.narrate import narrate
-from hilum.read.organ_masks import OrganMasks, inside_field
+from hilum.read.organ_masks import OrganMasks
 from hilum.read.organs_file import read_organs
 from hilum.read.place import place
 from hilum.read.reading import (
@@ -33,7 +33,7 @@ from hilum.read.reading import (
     Reading,
 )
 from hilum.read.sides import Frame, frame_of
-from hilum.text.vocabulary import INDEX, ORGAN_CHANNELS, ORGAN_OF
+from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
 
@@ -107,18 +107,19 @@ def _gated(
         got = output.maps.shape
         raise RunError("GRID_MISMATCH", "maps lie on the model's grid", expected=output.grid.shape, got=got)
     finite(output.maps, "the anomaly maps")
-    field = inside_field(output.grid, volume.geometry)
+    # a prepared grid is padded beyond the scan; nothing may be found there
+    field = volume.geometry.covers(output.grid)
     masks = OrganMasks.of_model(output.grid, output.organs * field)
     maps = np.clip(output.maps, 0.0, 1.0, dtype=np.float32)
     probabilities = np.asarray(output.probabilities, dtype=np.float64)
     if organs is not None:
         masks = read_organs(organs, volume, masks)
         open_maps = getattr(output, "ungated", None)
-        for i, organ in enumerate(ORGAN_OF):
-            channel = ORGAN_CHANNELS[organ]
-            if masks.source[channel] != "model":
+        for i, organs_of in enumerate(GATES):
+            channels = [ORGAN_CHANNELS[organ] for organ in organs_of]
+            if any(masks.source[channel] != "model" for channel in channels):
                 values = maps[i] if open_maps is None else finite(open_maps[i], "the anomaly maps")
-                maps[i] = values * masks.masks[channel]
+                maps[i] = values * np.logical_or.reduce([masks.masks[channel] for channel in channels])
         if open_maps is not None and isinstance(model, Pooling):
             probabilities = np.asarray(model.calibrate(model.pool(maps)), dtype=np.float64)
     maps *= field

@@ -19,11 +19,12 @@ from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.io.weights import load_weights, preset_data
 from hilum.model.cam import CamNet, CamOutput
+from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset, build_network, load_state
-from hilum.model.ynet import YNet, unfold, unrows
+from hilum.model.ynet import YNet
 from hilum.objective.mil import least_open, organ_gate, voxel_counts
 from hilum.tensors import ScanBatch
-from hilum.text.vocabulary import ORGAN_CHANNELS, ORGAN_OF, SLUGS
+from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF, SLUGS
 from hilum.volume import CTVolume
 
 OrganMaps = Float32[np.ndarray, "O U V W"]
@@ -146,16 +147,18 @@ class ScanModel:
         if isinstance(self.network, CamNet):
             return self._infer_cam(scan)
         assert isinstance(self.network, YNet)
-        features = self.network.features(scan)
-        organs = torch.sigmoid(features.organ_rows())
+        found = self.network.organ_features(scan)
+        organs = torch.sigmoid(found.rows())
         gate = organ_gate(organs, least_open(self.counts(), ORGAN_OF, len(ORGAN_CHANNELS)))
-        half = features.organs.shape[2:]
+        half = found.logits.shape[2:]
         organ_maps, gates = (unfold(unrows(x.flatten(2), half))[0] for x in (organs, gate))
-        low, high = self.network.anomaly_heads(features.anomalies)
+        cells = self.network.anomaly_cells(scan, found)
+        low, high = self.network.anomaly_heads.rows(cells)
+        low, high = unrows(low[None], half), unfold(unrows(high.flatten(1)[None], half))
         # both scales were trained for the same answer; their mean is steadier than either
         low = F.interpolate(torch.sigmoid(low), scale_factor=2.0, mode="trilinear")
         maps = 0.5 * (low + torch.sigmoid(high))[0]
-        gate_of = gates[list(ORGAN_OF)]
+        gate_of = torch.stack([gates[list(organs)].any(dim=0) for organs in GATES])
         return Inference(organ_maps, maps, gate_of, self.pool(maps * gate_of))
 
     def _infer_cam(self, scan: ScanBatch) -> Inference:

@@ -23,7 +23,7 @@ class FindingName:
     Args:
         slug: stable identifier, used in file names.
         name: CT-RATE's column name. name_de: German.
-        organ: channel of `ORGAN_CHANNELS` that its map is confined to.
+        organ: channel of `ORGAN_CHANNELS` that it belongs to (see `GATES`).
     """
 
     slug: str
@@ -61,3 +61,11 @@ SLUGS = tuple(f.slug for f in FINDINGS)
 INDEX = {f.slug: i for i, f in enumerate(FINDINGS)}
 ORGAN_OF = tuple(ORGAN_CHANNELS.index(f.organ) for f in FINDINGS)
 """Organ channel index of each finding."""
+
+_OPENED_BY = {"airways": ("airways", "lung")}
+GATES = tuple(
+    tuple(ORGAN_CHANNELS.index(channel) for channel in _OPENED_BY.get(f.organ, (f.organ,))) for f in FINDINGS
+)
+"""Channels whose union a finding's map is confined to: its organ's own. EXACT confines airway findings to the
+airway mask; masks of airways end at lobar or segmental bronchi, and diseased ones lie beyond: lung opens
+too."""

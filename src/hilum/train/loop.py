@@ -50,10 +50,11 @@ class Progress:
 
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
-    """Linear warm-up, then cosine to a hundredth."""
+    """Linear warm-up, a plateau, then cosine to a hundredth."""
     if step < recipe.warmup:
         return recipe.lr * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    start = max(recipe.warmup, round(recipe.hold * recipe.steps))
+    done = max(0.0, (step - start) / max(1, recipe.steps - start))
     return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 

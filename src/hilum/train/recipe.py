@@ -60,6 +60,7 @@ class OptimRecipe(Strict):
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's memory of squared gradients")
     scans: int = Field(1, ge=1, description="scans of one patient per step")
     warmup: int = 40
+    hold: float = Field(0.0, ge=0, lt=1, description="share of the steps at full rate before it falls")
     clip: float = Field(1.0, description="largest gradient norm of each clipped group")
     clip_by_module: bool = Field(
         False, description="clip encoder, decoders and heads apart, so that one loss cannot silence the other"
@@ -77,9 +78,7 @@ class ObjectiveRecipe(Strict):
     rank_prob_weight: float = Field(
         0.0, ge=0, description="weight of ranking a patient's scans by probability; needs optim.scans > 1"
     )
-    rank_amount_weight: float = Field(
-        0.0, ge=0, description="weight of ranking them by the amount of the finding"
-    )
+    rank_weight: float = Field(0.0, ge=0, description="weight of ranking them by log-sum-exp of all voxels")
     organs_first: float = Field(0.0, ge=0, lt=1, description="share of the steps that train organs alone")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"

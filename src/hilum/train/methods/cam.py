@@ -19,6 +19,6 @@ def losses(
     model: CamNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
     """`anomaly` alone."""
-    prob = torch.cat([torch.sigmoid(model(batch.scan).scan) for batch in batches])
-    # its probability is its global mean already: there is no other amount
-    return {"anomaly": scan_loss(Pooled(prob, prob), batches, recipe)}
+    scores = torch.cat([model(batch.scan).scan for batch in batches])
+    # its one score is its global mean
+    return {"anomaly": scan_loss(Pooled(torch.sigmoid(scores), (scores,)), batches, recipe)}

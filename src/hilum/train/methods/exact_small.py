@@ -8,12 +8,13 @@ from functools import partial, reduce
 import torch
 from torch.nn import functional as F
 
+from hilum.model.fold import fold, rows
 from hilum.model.preset import Preset
-from hilum.model.ynet import YNet, YNetFeatures, fold, rows
+from hilum.model.ynet import OrganFeatures, YNet
 from hilum.objective.mil import Pooled, least_open, organ_gate, pool_scan, voxel_counts
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
 from hilum.tensors import GateRows, OrganBits
-from hilum.text.vocabulary import ORGAN_CHANNELS, ORGAN_OF
+from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF
 from hilum.train.batch import Batch
 from hilum.train.methods.scan_labels import scan_loss
 from hilum.train.recipe import ObjectiveRecipe
@@ -43,7 +44,7 @@ def coarse_masks(bits: OrganBits, like: torch.Tensor) -> torch.Tensor:
     return F.avg_pool3d(half, half.shape[2] // like.shape[2]) >= 0.5
 
 
-def organ_loss(features: YNetFeatures, batch: Batch, recipe: ObjectiveRecipe) -> torch.Tensor:
+def organ_loss(features: OrganFeatures, batch: Batch, recipe: ObjectiveRecipe) -> torch.Tensor:
     """Tversky + focal on the full grid, and on the coarse heads while a deep network trains."""
     tversky = partial(
         tversky_focal,
@@ -51,14 +52,14 @@ def organ_loss(features: YNetFeatures, batch: Batch, recipe: ObjectiveRecipe) ->
         false_negative=recipe.tversky_fn,
         focal_alpha=recipe.focal_alpha,
     )
-    loss = tversky(features.organ_rows().transpose(1, 2), organ_rows(batch.organ_bits).transpose(1, 2))
+    loss = tversky(features.rows().transpose(1, 2), organ_rows(batch.organ_bits).transpose(1, 2))
     for coarse in features.coarse:
         loss = loss + recipe.coarse_weight * tversky(coarse, coarse_masks(batch.organ_bits, coarse))
     return segmentation_weight(batch.progress) * loss
 
 
 def gates(
-    features: Sequence[YNetFeatures], batches: Sequence[Batch], least: Sequence[int], kind: str
+    features: Sequence[OrganFeatures], batches: Sequence[Batch], least: Sequence[int], kind: str
 ) -> list[GateRows]:
     """Where the evidence of each scan may lie. Siblings look at the same voxels: any of them that is open in
     one."""
@@ -67,7 +68,7 @@ def gates(
         opened = given
     else:
         # the gate carries no gradient: anomalies never teach the organs to hide
-        opened = [organ_gate(torch.sigmoid(f.organ_rows().detach()), least) for f in features]
+        opened = [organ_gate(torch.sigmoid(f.rows().detach()), least) for f in features]
         if kind == "either":
             opened = [found | truth for found, truth in zip(opened, given, strict=True)]
     return [reduce(torch.logical_or, opened)] * len(opened)
@@ -75,18 +76,20 @@ def gates(
 
 def anomaly_loss(
     model: YNet,
-    features: Sequence[YNetFeatures],
+    organs: Sequence[OrganFeatures],
     batches: Sequence[Batch],
     preset: Preset,
     recipe: ObjectiveRecipe,
 ) -> torch.Tensor:
     """The scan labels' loss at both resolutions."""
     counts = pooled_counts(preset, recipe)
-    opened = gates(features, batches, least_open(counts[1], ORGAN_OF, len(ORGAN_CHANNELS)), recipe.gate)
-    scans = [
-        pool_scan(model.anomaly_heads.rows, rows(f.anomalies)[0], gate[0], ORGAN_OF, counts)
-        for f, gate in zip(features, opened, strict=True)
-    ]
+    opened = gates(organs, batches, least_open(counts[1], ORGAN_OF, len(ORGAN_CHANNELS)), recipe.gate)
+    scans = []
+    for found, batch, gate in zip(organs, batches, opened, strict=True):
+        # cells outside every gate (the air around the body) say nothing
+        where = gate[0].flatten(1).any(dim=1).nonzero().flatten()
+        low, high = model.anomaly_heads.rows(model.anomaly_cells(batch.scan, found).pick(where))
+        scans.append(pool_scan(low, high, gate[0].index_select(0, where), GATES, counts))
     return torch.stack(
         [scan_loss(Pooled.stack(level), batches, recipe) for level in zip(*scans, strict=True)]
     ).mean()
@@ -96,9 +99,9 @@ def losses(
     model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
     """`organs` and `anomaly`, each already weighted; their sum is minimised."""
-    features = [model.features(batch.scan) for batch in batches]
+    organs = [model.organ_features(batch.scan) for batch in batches]
     # siblings have the same organs: one of them is enough
-    named = {"organs": organ_loss(features[0], batches[0], recipe)}
+    named = {"organs": organ_loss(organs[0], batches[0], recipe)}
     if batches[0].progress >= recipe.organs_first:
-        named["anomaly"] = anomaly_loss(model, features, batches, preset, recipe)
+        named["anomaly"] = anomaly_loss(model, organs, batches, preset, recipe)
     return named

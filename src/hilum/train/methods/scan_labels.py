@@ -6,18 +6,21 @@ from collections.abc import Sequence
 
 import torch
 
-from hilum.objective.mil import Pooled, log_amount, log_odds, prevalence_bce, sibling_ranking
+from hilum.objective.mil import Pooled, log_odds, prevalence_bce, sibling_ranking
 from hilum.train.batch import Batch
 from hilum.train.recipe import ObjectiveRecipe
 
 
 def scan_loss(pooled: Pooled, batches: Sequence[Batch], recipe: ObjectiveRecipe) -> torch.Tensor:
-    """Weighted sum of each scan's cross-entropy and, for scans of one patient, of the rankings of probability
-    and of amount."""
+    """Weighted sum of each scan's cross-entropy and, for scans of one patient, of the rankings by
+    probability and by score."""
     labels = torch.cat([batch.labels for batch in batches])
     loss = recipe.anomaly_weight * prevalence_bce(pooled.prob, labels, batches[0].prevalence)
-    if recipe.rank_prob_weight:
-        loss = loss + recipe.rank_prob_weight * sibling_ranking(log_odds(pooled.prob), labels)
-    if recipe.rank_amount_weight:
-        loss = loss + recipe.rank_amount_weight * sibling_ranking(log_amount(pooled.amount), labels)
+    for weight, scores in (
+        (recipe.rank_prob_weight, (log_odds(pooled.prob),)),
+        (recipe.rank_weight, pooled.scores),
+    ):
+        if weight:
+            ranked = torch.stack([sibling_ranking(score, labels) for score in scores])
+            loss = loss + weight * ranked.mean()
     return loss
