@@ -25,6 +25,9 @@ FineAnomalyLogits: TypeAlias = Float[Tensor, "B D X Y Z"]
 HalfFeatures: TypeAlias = Float[Tensor, "B C U V W"]
 """Features at half the resolution of the scan."""
 
+OrganShares: TypeAlias = Float[Tensor, "B O U V W"]
+"""How much of each half-resolution voxel is in each organ, 0..1."""
+
 FoldedLogits: TypeAlias = Float[Tensor, "B O8 U V W"]
 """Logits at half resolution, eight voxels of the full grid per channel group (`model.ynet.fold`)."""
 

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from hilum.model.fold import fold, rows, unrows
-from hilum.tensors import HalfFeatures, ScanBatch
+from hilum.tensors import HalfFeatures, OrganShares, ScanBatch
 
 VALUES = 3 * 8
 """Channels of `voxel_values`: three numbers of each of a cell's eight voxels."""
@@ -56,7 +56,7 @@ def voxel_values(scan: ScanBatch) -> HalfFeatures:
     return torch.cat([fold(x) for x in (scan, tamed - surroundings, around(tamed) - surroundings)], dim=1)
 
 
-def neighbourhood(scan: ScanBatch, organs: HalfFeatures | None, knots: torch.Tensor) -> HalfFeatures:
+def neighbourhood(scan: ScanBatch, organs: OrganShares | None, knots: torch.Tensor) -> HalfFeatures:
     """How much of 24 mm and of 48 mm around each cell is in each band, and in each organ if given."""
     folded = fold(scan)
     cell = unrows(banded(rows(folded)[..., None], [knots], folded.dtype).mean(2), folded.shape[2:])
@@ -92,7 +92,7 @@ class CellReader(torch.nn.Module):
         self.out_width = known + hidden
 
     @torch.no_grad()
-    def context(self, scan: ScanBatch, organs: HalfFeatures | None) -> HalfFeatures:
+    def context(self, scan: ScanBatch, organs: OrganShares | None) -> HalfFeatures:
         """What is known of each cell without the decoder: organ shares if given, neighbourhood, voxel
         values."""
         own = [] if organs is None else [organs]

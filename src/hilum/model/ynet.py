@@ -26,9 +26,9 @@ from hilum.tensors import (
     AnomalyLogits,
     FineAnomalyLogits,
     FoldedLogits,
-    HalfFeatures,
     OrganLogits,
     OrganRows,
+    OrganShares,
     ScanBatch,
 )
 
@@ -97,7 +97,7 @@ class OrganFeatures:
         """Organ logits of each half-resolution voxel's eight voxels."""
         return rows(self.logits).unflatten(2, (-1, 8))
 
-    def shares(self) -> HalfFeatures:
+    def shares(self) -> OrganShares:
         """How much of each half-resolution voxel is in each organ. Carries no gradient: anomalies never teach
         organs to hide."""
         return torch.sigmoid(self.logits.detach()).unflatten(1, (-1, 8)).mean(2)
