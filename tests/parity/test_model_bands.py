@@ -6,6 +6,7 @@ import torch
 
 from hilum.model.bands import CellReader, banded, neighbourhood, voxel_values
 from hilum.model.fold import rows
+from hilum.model.ynet import AnomalyCells, AnomalyHeads, YNet, YNetConfig
 
 KNOTS = torch.tensor([-1.0, -0.5, 0.0, 0.2, 1.0], dtype=torch.float64)
 OTHER = torch.tensor([-0.3, 0.0, 0.4], dtype=torch.float64)
@@ -80,3 +81,50 @@ def test_a_reader_sees_what_it_is_given_and_nothing_of_it_carries_a_gradient_to_
     assert torch.allclose(features[:, 6 : 6 + 7], voxels.mean(1))
     features.sum().backward()
     assert decoded.grad.abs().sum() > 0
+
+
+def test_rows_of_the_heads_are_the_voxels_of_their_maps():
+    net = YNet(YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8))
+    # the heads of a fresh network say the same everywhere
+    for parameter in net.anomaly_heads.parameters():
+        torch.nn.init.normal_(parameter)
+    x = scan(shape=(1, 1, 16, 32, 48)).float()
+    organs = net.organ_features(x)
+    low, high = (m[0] for m in net.anomaly_maps(x, organs))
+    where = torch.tensor([5, 0, 17, 700])
+    coarse, fine = net.anomaly_heads.rows(net.anomaly_cells(x, organs).pick(where))
+    for n, cell in enumerate(where.tolist()):
+        u, v, w = np.unravel_index(cell, (8, 16, 24))
+        assert torch.allclose(low[:, u, v, w], coarse[n], rtol=1e-3, atol=1e-3)
+        block = high[:, 2 * u : 2 * u + 2, 2 * v : 2 * v + 2, 2 * w : 2 * w + 2]
+        assert torch.allclose(block.flatten(1), fine[n], rtol=1e-3, atol=1e-3)
+
+
+def test_fine_logits_equal_their_twin_value_and_gradient():
+    config = YNetConfig(abn_width=3, organs=2, findings=2)
+    heads = AnomalyHeads(config).double()
+    for parameter in heads.parameters():
+        torch.nn.init.normal_(parameter)
+    x, organs = scan(), torch.rand((1, 2, 6, 6, 8), dtype=torch.float64)
+    context = rows(heads.reader.context(x, organs))[0][:7]
+    start = torch.randn(7, 3, dtype=torch.float64)
+    fast_in, slow_in = (start.clone().requires_grad_() for _ in range(2))
+    low, high = heads.rows(AnomalyCells(fast_in, context))
+    high.sum().backward()
+    knots = [heads.reader.bands, heads.reader.contrasts, heads.reader.contrasts]
+    curves = heads.voxel.detach().split([len(k) for k in knots], dim=1)
+    features, _, _ = heads.reader(slow_in, context)
+    total = 0.0
+    for n in range(7):
+        signs = torch.cat([slow_in[n].clamp(min=0), (-slow_in[n]).clamp(min=0)])
+        for d in range(2):
+            cell = features[n] @ heads.cell.weight[d] + heads.cell.bias[d]
+            assert low[n, d].item() == pytest.approx(cell.item(), abs=1e-4)
+            for k in range(8):
+                values = context[n, -24:].reshape(3, 8)[:, k].tolist()
+                own = sum(np.interp(v, q, c[d]) for v, q, c in zip(values, knots, curves, strict=True))
+                voxel = cell + signs @ heads.corner.weight[8 * d + k] + own
+                assert high[n, d, k].item() == pytest.approx(voxel.item(), abs=1e-4)
+                total = total + voxel
+    total.backward()
+    assert torch.allclose(fast_in.grad, slow_in.grad, atol=1e-5)

@@ -104,10 +104,8 @@ class CellReader(torch.nn.Module):
         """Decoder features (N, width) and context (N, C) of cells -> features (N, `out_width`), CReLU
         features (N, 2 width), and the bands of each of the eight voxels (N, 8, `count`)."""
         rest, values = context.tensor_split([context.shape[1] - VALUES], dim=1)
-        values, knots = (
-            values.unflatten(1, (3, 8)).transpose(1, 2),
-            (self.bands, self.contrasts, self.contrasts),
-        )
+        values = values.unflatten(1, (3, 8)).transpose(1, 2)
+        knots = (self.bands, self.contrasts, self.contrasts)
         voxels = banded(values, knots, decoded.dtype)
         highest = banded(values.amax(1), knots, decoded.dtype)
         signs = torch.cat([torch.relu(decoded), torch.relu(-decoded)], dim=1)

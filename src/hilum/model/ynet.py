@@ -280,11 +280,13 @@ class YNet(nn.Module):
         context = self.anomaly_heads.reader.context(scan, organs.shares())
         return AnomalyCells(rows(a1)[0], rows(context)[0])
 
+    def anomaly_maps(self, scan: ScanBatch, organs: OrganFeatures) -> tuple[AnomalyLogits, FineAnomalyLogits]:
+        """Logits of one scan's whole maps at half and at full resolution."""
+        low, high = self.anomaly_heads.rows(self.anomaly_cells(scan, organs))
+        shape = organs.logits.shape[2:]
+        return unrows(low[None], shape), unfold(unrows(high.flatten(1)[None], shape))
+
     def forward(self, scan: ScanBatch) -> YNetOutput:
         """One scan, HU / 1000 with axes divisible by 16 -> logits of whole maps."""
         organs = self.organ_features(scan)
-        low, high = self.anomaly_heads.rows(self.anomaly_cells(scan, organs))
-        shape = organs.logits.shape[2:]
-        return YNetOutput(
-            unfold(organs.logits), unrows(low[None], shape), unfold(unrows(high.flatten(1)[None], shape))
-        )
+        return YNetOutput(unfold(organs.logits), *self.anomaly_maps(scan, organs))

@@ -152,9 +152,7 @@ class ScanModel:
         gate = organ_gate(organs, least_open(self.counts(), ORGAN_OF, len(ORGAN_CHANNELS)))
         half = found.logits.shape[2:]
         organ_maps, gates = (unfold(unrows(x.flatten(2), half))[0] for x in (organs, gate))
-        cells = self.network.anomaly_cells(scan, found)
-        low, high = self.network.anomaly_heads.rows(cells)
-        low, high = unrows(low[None], half), unfold(unrows(high.flatten(1)[None], half))
+        low, high = self.network.anomaly_maps(scan, found)
         # both scales were trained for the same answer; their mean is steadier than either
         low = F.interpolate(torch.sigmoid(low), scale_factor=2.0, mode="trilinear")
         maps = 0.5 * (low + torch.sigmoid(high))[0]

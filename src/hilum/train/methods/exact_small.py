@@ -58,11 +58,10 @@ def organ_loss(features: OrganFeatures, batch: Batch, recipe: ObjectiveRecipe) -
     return segmentation_weight(batch.progress) * loss
 
 
-def gates(
+def shared_gate(
     features: Sequence[OrganFeatures], batches: Sequence[Batch], least: Sequence[int], kind: str
-) -> list[GateRows]:
-    """Where the evidence of each scan may lie. Siblings look at the same voxels: any of them that is open in
-    one."""
+) -> GateRows:
+    """Where evidence may lie. Siblings look at the same voxels: any of them that is open in one."""
     given = [organ_rows(batch.organ_bits) for batch in batches]
     if kind == "given":
         opened = given
@@ -71,7 +70,7 @@ def gates(
         opened = [organ_gate(torch.sigmoid(f.rows().detach()), least) for f in features]
         if kind == "either":
             opened = [found | truth for found, truth in zip(opened, given, strict=True)]
-    return [reduce(torch.logical_or, opened)] * len(opened)
+    return reduce(torch.logical_or, opened)
 
 
 def anomaly_loss(
@@ -83,13 +82,15 @@ def anomaly_loss(
 ) -> torch.Tensor:
     """The scan labels' loss at both resolutions."""
     counts = pooled_counts(preset, recipe)
-    opened = gates(organs, batches, least_open(counts[1], ORGAN_OF, len(ORGAN_CHANNELS)), recipe.gate)
+    least = least_open(counts[1], ORGAN_OF, len(ORGAN_CHANNELS))
+    gate = shared_gate(organs, batches, least, recipe.gate)[0]
+    # cells outside every gate (the air around the body) say nothing
+    where = gate.flatten(1).any(dim=1).nonzero().flatten()
+    gate = gate.index_select(0, where)
     scans = []
-    for found, batch, gate in zip(organs, batches, opened, strict=True):
-        # cells outside every gate (the air around the body) say nothing
-        where = gate[0].flatten(1).any(dim=1).nonzero().flatten()
+    for found, batch in zip(organs, batches, strict=True):
         low, high = model.anomaly_heads.rows(model.anomaly_cells(batch.scan, found).pick(where))
-        scans.append(pool_scan(low, high, gate[0].index_select(0, where), GATES, counts))
+        scans.append(pool_scan(low, high, gate, GATES, counts))
     return torch.stack(
         [scan_loss(Pooled.stack(level), batches, recipe) for level in zip(*scans, strict=True)]
     ).mean()
