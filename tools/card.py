@@ -38,8 +38,8 @@ Made by `hilum train recipes/{name}.toml` and `hilum exam runs/{name} --suite ph
 
 ABOUT = {
     "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), "
-    "4,744,316 parameters",
-    "phantom-small-cam": "globally pooled classifier with class-activation maps, 4,750,794 parameters; "
+    "3,553,212 parameters",
+    "phantom-small-cam": "globally pooled classifier with class-activation maps, 3,614,490 parameters; "
     "the baseline",
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hilum.model.bands import CellReader, banded, neighbourhood, voxel_values
+from hilum.model.bands import GAIN, CellReader, banded, neighbourhood, voxel_values
 from hilum.model.fold import rows
 from hilum.model.ynet import AnomalyCells, AnomalyHeads, YNet, YNetConfig
 
@@ -76,7 +76,7 @@ def test_a_reader_sees_what_it_is_given_and_nothing_of_it_carries_a_gradient_to_
     assert torch.allclose(signs[:, :3] - signs[:, 3:], decoded)
     # the highest of eight voxels, in bands of its value
     highest = x[0, 0].reshape(6, 2, 6, 2, 8, 2).amax((1, 3, 5)).flatten()
-    expected = banded(highest[:, None], [reader.bands], torch.float64)
+    expected = GAIN * banded(highest[:, None], [reader.bands], torch.float64)
     assert torch.allclose(features[:, 6 + 7 : 6 + 7 + 3], expected)
     assert torch.allclose(features[:, 6 : 6 + 7], voxels.mean(1))
     features.sum().backward()
@@ -122,7 +122,7 @@ def test_fine_logits_equal_their_twin_value_and_gradient():
             assert low[n, d].item() == pytest.approx(cell.item(), abs=1e-4)
             for k in range(8):
                 values = context[n, -24:].reshape(3, 8)[:, k].tolist()
-                own = sum(np.interp(v, q, c[d]) for v, q, c in zip(values, knots, curves, strict=True))
+                own = sum(np.interp(v, q, GAIN * c[d]) for v, q, c in zip(values, knots, curves, strict=True))
                 voxel = cell + signs @ heads.corner.weight[8 * d + k] + own
                 assert high[n, d, k].item() == pytest.approx(voxel.item(), abs=1e-4)
                 total = total + voxel

@@ -5,14 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hilum.cohort.prep import Prep
 from hilum.errors import RunError, UsageError, WeightsError
 from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset
 from hilum.model.ynet import YNetConfig
-from hilum.train.augment import augment
+from hilum.text.vocabulary import ORGAN_CHANNELS
+from hilum.train.augment import augment, epicardial_fat
 from hilum.train.loop import learning_rate, pick, pick_scans, train
 from hilum.train.methods.exact_small import coarse_masks, organ_rows
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
@@ -112,8 +113,13 @@ def test_learning_rate_warms_up_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[-1] < 0.02
-    held = [learning_rate(s, optim.model_copy(update={"hold": 0.6})) for s in range(100)]
-    assert held[10:61] == [1.0] * 51 and held[61] < 1.0 and held[-1] < 0.02
+
+
+def test_each_phase_has_its_own_schedule():
+    optim = OptimRecipe(steps=100, organ_steps=60, lr=1.0, finding_lr=3.0, warmup=10)
+    rates = [learning_rate(s, optim) for s in range(100)]
+    assert max(rates[:60]) == pytest.approx(1.0) and rates[59] < 0.02
+    assert max(rates[60:]) == pytest.approx(3.0) and rates[60] == pytest.approx(0.3) and rates[-1] < 0.1
 
 
 def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path):
@@ -133,9 +139,15 @@ def test_overrides_reach_nested_keys(tmp_path):
         load_recipe(path, ("optim.steps",))
 
 
-def test_organs_first_leaves_the_anomaly_heads_alone(tmp_path, files):
-    _, seen = run(tmp_path, files, 4, "first", objective={"organs_first": 0.5})
-    assert ["anomaly" in losses for losses in seen] == [False, False, True, True]
+def test_organs_rest_while_findings_are_learnt(tmp_path, files):
+    optim = {"steps": 6, "organ_steps": 4, "warmup": 2, "ema": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, files, 6, "phases", stop=5, optim=optim)
+    organs = load_file(tmp_path / "phases" / "checkpoint.safetensors")
+    after, seen = run(tmp_path, files, 6, "phases", optim=optim)
+    assert [sorted(losses) for losses in seen] == [["anomaly"]] * 2
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], organs[f"average/module.{k}"])}
+    assert moved == {"abn", "anomaly_heads"}
 
 
 def test_siblings_are_ranked_against_each_other(tmp_path, files):
@@ -162,6 +174,24 @@ def test_augmentation_is_the_same_for_siblings():
     assert torch.equal(organs, same)
     differs = ((image - other).abs() > 1e-4).sum()
     assert 0 < differs <= 125
+
+
+def test_fat_takes_the_hearts_surface_and_joins_the_mediastinum():
+    heart, mediastinum = (1 << ORGAN_CHANNELS.index(n) for n in ("heart", "mediastinum"))
+    bits = torch.zeros((24, 24, 24), dtype=torch.uint8)
+    bits[4:20, 4:20, 4:20] = heart
+    scan = torch.where(bits > 0, 0.05, -0.9)
+    recipe = AugmentRecipe(fat_chance=1.0, fat_mm=16.0)
+    image, moved = epicardial_fat(scan, bits, 4.0, recipe, torch.Generator().manual_seed(2))
+    fat = moved == mediastinum
+    assert 0 < fat.sum() < (bits > 0).sum() / 2
+    assert torch.equal(fat | (moved == heart), bits > 0)
+    # the middle of the heart and everything outside it stay as they were
+    assert torch.equal(image[9:15, 9:15, 9:15], scan[9:15, 9:15, 9:15])
+    assert torch.equal(image[bits == 0], scan[bits == 0])
+    assert image[fat].mean() < 0.0
+    never = AugmentRecipe(fat_chance=0.0)
+    assert epicardial_fat(scan, bits, 4.0, never, torch.Generator().manual_seed(2))[1] is bits
 
 
 def test_coarse_masks_keep_what_fills_half_a_voxel():

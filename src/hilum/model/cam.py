@@ -32,9 +32,9 @@ class CamNet(nn.Module):
     def __init__(self, config: YNetConfig) -> None:
         super().__init__()
         a, b, c, d = config.widths
-        # a wider decoder, so that the baseline has no fewer parameters than the Y-net has with its two
+        # a decoder wide enough that the baseline has no fewer parameters than the Y-net
         self.encoder = Encoder(config)
-        wide = 7 * c // 4
+        wide = 11 * c // 10
         self.up = nn.ModuleList([Up(d, c, wide), Up(wide, b, b), Up(b, a, config.abn_width)])
         self.norm = InstanceNorm(config.abn_width)
         self.reader = CellReader(config.abn_width, 0, config.bands_hu, config.contrast_hu, config.reader)

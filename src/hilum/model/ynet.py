@@ -7,7 +7,8 @@ with convolutions where the paper has Mamba layers. What differs and why:
 * the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost, and
   every convolution runs at half resolution or below, so that two CPU cores train it;
 * full-resolution maps are unfolded from half-resolution features (sub-voxel convolution) for the same reason;
-* the anomaly heads also read what the scan says without any convolution (`model.bands`): a scan's label is
+* the anomaly decoder is local (`LocalDecoder`);
+* the anomaly half also reads what the scan says without any convolution (`model.bands`): a scan's label is
   too weak to teach a network Hounsfield units.
 """
 
@@ -26,6 +27,7 @@ from hilum.tensors import (
     AnomalyLogits,
     FineAnomalyLogits,
     FoldedLogits,
+    HalfFeatures,
     OrganLogits,
     OrganRows,
     OrganShares,
@@ -85,13 +87,13 @@ class OrganFeatures:
         logits: organ logits at half resolution, eight voxels of the full grid folded into channels
             (organ-major).
         coarse: organ logits at 1/8 and 1/4 of a `deep` network.
-        encoder: features at 1/2, 1/4, 1/8, 1/16. decoder: the organ decoder's, at 1/2 and 1/4.
+        encoder, decoder: features of the encoder and of the organ decoder at 1/2.
     """
 
     logits: FoldedLogits
     coarse: tuple[torch.Tensor, ...]
-    encoder: tuple[torch.Tensor, ...]
-    decoder: tuple[torch.Tensor, ...]
+    encoder: HalfFeatures
+    decoder: HalfFeatures
 
     def rows(self) -> OrganRows:
         """Organ logits of each half-resolution voxel's eight voxels."""
@@ -150,6 +152,30 @@ class Up(nn.Module):
         """`below` at half the resolution of every one of `skips`."""
         x = torch.cat([self.up(below), *skips], dim=1)
         return self.block(torch.relu(self.norm(self.mix(x))))
+
+
+class LocalDecoder(nn.Module):
+    """The anomaly decoder: two convolutions at half resolution, norms within each cell.
+
+    What it says of a cell it has seen there. A decoder that sees the whole scan learns to answer wherever it
+    likes: pooled over an organ, any cell that lights up is as good as the right one.
+    """
+
+    def __init__(self, skips: int, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(skips, width, 1)
+        self.first = nn.Conv3d(width, width, 3, padding=1)
+        self.second = nn.Conv3d(width, width, 3, padding=1)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, *skips: torch.Tensor) -> torch.Tensor:
+        """Features of one resolution -> (B, width, U, V, W), normed."""
+        x = torch.relu(self._norm(0, self.mix(torch.cat(skips, dim=1))))
+        x = x + self.second(torch.relu(self._norm(1, self.first(x))))
+        return self._norm(2, x)
+
+    def _norm(self, which: int, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.norms[which](x.movedim(1, -1))).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
@@ -243,12 +269,8 @@ class YNet(nn.Module):
         super().__init__()
         self.config = config
         a, b, c, d = config.widths
-        w = config.abn_width
         self.encoder = Encoder(config)
         self.seg = nn.ModuleList([Up(d, c, c), Up(c, b, b), Up(b, a, a)])
-        # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
-        self.abn = nn.ModuleList([Up(d, c, c), Up(c, b + b, b), Up(b, a + a, w)])
-        self.abn_norm = InstanceNorm(w)
         self.organ_head = nn.Conv3d(a, 8 * config.organs, 1)
         self.coarse_heads = nn.ModuleList(
             [nn.Conv3d(n, config.organs, 1) for n in (c, b)] if config.deep else []
@@ -257,6 +279,8 @@ class YNet(nn.Module):
         for head in (self.organ_head, *self.coarse_heads):
             start_head(cast(nn.Conv3d, head), -2.0 / ORGAN_GAIN, 0.05)
         self.anomaly_heads = AnomalyHeads(config)
+        # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
+        self.abn = LocalDecoder(2 * a + self.anomaly_heads.reader.context_width, config.abn_width)
         channels_last(self)
 
     def organ_features(self, scan: ScanBatch) -> OrganFeatures:
@@ -268,17 +292,14 @@ class YNet(nn.Module):
         coarse = tuple(
             head(x).float() * ORGAN_GAIN for head, x in zip(self.coarse_heads, (s3, s2), strict=False)
         )
-        return OrganFeatures(self.organ_head(s1).float() * ORGAN_GAIN, coarse, (e1, e2, e3, e4), (s1, s2))
+        return OrganFeatures(self.organ_head(s1).float() * ORGAN_GAIN, coarse, e1, s1)
 
     def anomaly_cells(self, scan: ScanBatch, organs: OrganFeatures) -> AnomalyCells:
         """What `anomaly_heads` reads of one scan (a batch of one)."""
-        e1, e2, e3, e4 = organs.encoder
-        s1, s2 = (s.detach() if self.config.detach else s for s in organs.decoder)
-        a3 = self.abn[0](e4, e3)
-        a2 = self.abn[1](a3, e2, s2)
-        a1 = self.abn_norm(self.abn[2](a2, e1, s1))
+        decoder = organs.decoder.detach() if self.config.detach else organs.decoder
         context = self.anomaly_heads.reader.context(scan, organs.shares())
-        return AnomalyCells(rows(a1)[0], rows(context)[0])
+        decoded = self.abn(organs.encoder, decoder, context.to(decoder))
+        return AnomalyCells(rows(decoded)[0], rows(context)[0])
 
     def anomaly_maps(self, scan: ScanBatch, organs: OrganFeatures) -> tuple[AnomalyLogits, FineAnomalyLogits]:
         """Logits of one scan's whole maps at half and at full resolution."""

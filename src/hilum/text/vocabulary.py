@@ -62,10 +62,15 @@ INDEX = {f.slug: i for i, f in enumerate(FINDINGS)}
 ORGAN_OF = tuple(ORGAN_CHANNELS.index(f.organ) for f in FINDINGS)
 """Organ channel index of each finding."""
 
-_OPENED_BY = {"airways": ("airways", "lung")}
+_OPENED_BY = {
+    "arterial_wall_calcification": ("mediastinum", "heart"),
+    "peribronchial_thickening": ("airways", "lung"),
+    "bronchiectasis": ("airways", "lung"),
+}
 GATES = tuple(
-    tuple(ORGAN_CHANNELS.index(channel) for channel in _OPENED_BY.get(f.organ, (f.organ,))) for f in FINDINGS
+    tuple(ORGAN_CHANNELS.index(channel) for channel in _OPENED_BY.get(f.slug, (f.organ,))) for f in FINDINGS
 )
-"""Channels whose union a finding's map is confined to: its organ's own. EXACT confines airway findings to the
-airway mask; masks of airways end at lobar or segmental bronchi, and diseased ones lie beyond: lung opens
-too."""
+"""Channels whose union a finding's map is confined to: its organ's own, but for three. EXACT confines airway
+findings to the airway mask; masks of airways end at lobar or segmental bronchi, and diseased ones lie beyond:
+lung opens too. EXACT lets arterial calcification lie anywhere; every bone then competes with a plaque, and
+the thoracic aorta and its branches lie in the mediastinum, its root at the heart."""

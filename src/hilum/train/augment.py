@@ -3,7 +3,8 @@ surprise.
 
 Shape: one random rotation, scaling and shift, the same for the scan and its organ masks. Appearance: gain and
 offset of the HU scale, a smooth-edged HU offset per organ (contrast phases, body habitus, breathing), noise,
-blur. Labels never change: no augmentation adds or removes a finding, and left stays left.
+blur. Labels never change: no augmentation adds or removes a finding, and left stays left. The one exception,
+fat in place of the heart's outer millimetres, is for steps that learn organs alone.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.recipe import AugmentRecipe
 
 AIR = -1.024
+FAT_DEPTH = 7
+"""Side of the box whose share of heart tells how deep inside the heart a voxel lies: depths up to half."""
 
 
 def uniform(generator: torch.Generator, low: float, high: float) -> float:
@@ -87,15 +90,49 @@ def appearance(
     return ((scan + 1) * gain - 1 + offset + noise).clamp(AIR, 3.071)
 
 
-def augment(
+def epicardial_fat(
     scan: torch.Tensor,
     organ_bits: torch.Tensor,
     spacing_mm: float,
     recipe: AugmentRecipe,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """HU int16 (X, Y, Z) and packed organ bits -> HU / 1000 (1, 1, X, Y, Z) and organ bits (1, X, Y, Z)."""
+    """Fat grows from the heart's surface and grooves inwards, here more and there less: people have more of
+    it than phantoms, and it belongs to the mediastinum. (X, Y, Z) HU / 1000 and packed bits -> the same."""
+    deepest = uniform(generator, 0, recipe.fat_mm)
+    if torch.rand((), generator=generator) >= recipe.fat_chance:
+        return scan, organ_bits
+    coarse = torch.rand((1, 1, 6, 6, 6), generator=generator).to(scan)
+    thick = F.interpolate(coarse, scan.shape, mode="trilinear")[0, 0] * deepest
+    heart = (organ_bits >> ORGAN_CHANNELS.index("heart")) & 1
+    inside = heart.to(scan)[None, None]
+    for axis in range(3):
+        side = [FAT_DEPTH if axis == a else 1 for a in range(3)]
+        inside = F.avg_pool3d(inside, side, stride=1, padding=[n // 2 for n in side])
+    depth_mm = (inside[0, 0] - 0.5) * FAT_DEPTH * spacing_mm
+    fat = heart.bool() & (depth_mm < thick)
+    soft = F.avg_pool3d(fat.to(scan)[None, None], 3, stride=1, padding=1)[0, 0] * heart
+    scan = torch.lerp(scan, torch.full_like(scan, uniform(generator, -0.12, -0.07)), soft)
+    moved = organ_bits - (heart << ORGAN_CHANNELS.index("heart")) | (1 << ORGAN_CHANNELS.index("mediastinum"))
+    return scan, torch.where(fat, moved, organ_bits)
+
+
+def augment(
+    scan: torch.Tensor,
+    organ_bits: torch.Tensor,
+    spacing_mm: float,
+    recipe: AugmentRecipe,
+    generator: torch.Generator,
+    *,
+    organs_alone: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """HU int16 (X, Y, Z) and packed organ bits -> HU / 1000 (1, 1, X, Y, Z) and organ bits (1, X, Y, Z).
+
+    `organs_alone`: also what would hide findings, for steps that learn none.
+    """
     theta = random_affine((scan.shape[0], scan.shape[1], scan.shape[2]), spacing_mm, recipe, generator)
     image = warp(scan.float()[None, None] / 1000, theta, mode="bilinear", fill=AIR)[0, 0]
     bits = warp(organ_bits.float()[None, None], theta, mode="nearest", fill=0.0)[0, 0].round().to(torch.uint8)
+    if organs_alone:
+        image, bits = epicardial_fat(image, bits, spacing_mm, recipe, generator)
     return appearance(image, bits, recipe, generator)[None, None], bits[None]

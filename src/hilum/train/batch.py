@@ -3,8 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from hilum.tensors import Labels, OrganBits, ScanBatch
+
+Learns = Literal["organs", "findings", "both"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training with one aim and one learning-rate schedule.
+
+    Args:
+        learns: what. start, steps: where it lies in the run. lr: its highest learning rate.
+    """
+
+    learns: Learns
+    start: int
+    steps: int
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -13,11 +30,13 @@ class Batch:
 
     Args:
         scan: HU / 1000. organ_bits: seven packed masks. labels: 18 scan labels, NaN unknown.
-        progress: how far the training is, 0..1. prevalence: of the training set, per finding.
+        learns: what this step is for. progress: how far its phase is, 0..1.
+        prevalence: of the training set, per finding.
     """
 
     scan: ScanBatch
     organ_bits: OrganBits
     labels: Labels
+    learns: Learns
     progress: float
     prevalence: tuple[float, ...]

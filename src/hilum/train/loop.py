@@ -17,7 +17,7 @@ from hilum.cohort.samples import Sample, load
 from hilum.errors import RunError
 from hilum.model.preset import Preset, build_network
 from hilum.train.augment import augment
-from hilum.train.batch import Batch
+from hilum.train.batch import Batch, Phase
 from hilum.train.checkpoint import load_checkpoint, save_checkpoint
 from hilum.train.methods import cam, exact_small
 from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
@@ -49,13 +49,24 @@ class Progress:
     seconds: float
 
 
+def phase_of(step: int, recipe: OptimRecipe) -> Phase:
+    """What a step is for."""
+    first = min(recipe.organ_steps, recipe.steps)
+    if step < first:
+        return Phase("organs", 0, first, recipe.lr)
+    if first == 0:
+        return Phase("both", 0, recipe.steps, recipe.lr)
+    return Phase("findings", first, recipe.steps - first, recipe.finding_lr or recipe.lr)
+
+
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
-    """Linear warm-up, a plateau, then cosine to a hundredth."""
+    """Linear warm-up, then cosine to a hundredth, in each phase anew."""
+    phase = phase_of(step, recipe)
+    step -= phase.start
     if step < recipe.warmup:
-        return recipe.lr * (step + 1) / recipe.warmup
-    start = max(recipe.warmup, round(recipe.hold * recipe.steps))
-    done = max(0.0, (step - start) / max(1, recipe.steps - start))
-    return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        return phase.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, phase.steps - recipe.warmup)
+    return phase.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
 def pick(step: int, count: int, seed: int) -> int:
@@ -78,10 +89,17 @@ def make_batch(
     nothing but findings."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     device = _device(recipe)
+    phase = phase_of(step, recipe.optim)
     scan, organ_bits = augment(
-        sample.scan.to(device), sample.organs.to(device), preset.prep.spacing_mm, recipe.augment, generator
+        sample.scan.to(device),
+        sample.organs.to(device),
+        preset.prep.spacing_mm,
+        recipe.augment,
+        generator,
+        organs_alone=phase.learns == "organs",
     )
-    return Batch(scan, organ_bits, sample.labels[None].to(device), step / recipe.optim.steps, prevalence)
+    progress = (step - phase.start) / phase.steps
+    return Batch(scan, organ_bits, sample.labels[None].to(device), phase.learns, progress, prevalence)
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -135,8 +153,7 @@ def train(
         began = time.monotonic()
         patient = patients[pick(step, len(patients), recipe.seed)]
         # siblings have the same organs
-        alone = step / recipe.optim.steps < recipe.objective.organs_first
-        count = 1 if alone else recipe.optim.scans
+        count = 1 if phase_of(step, recipe.optim).learns == "organs" else recipe.optim.scans
         samples = [load(path) for path in pick_scans(patient, count, step, recipe.seed)]
         batches = {s.key: make_batch(s, step, recipe, preset, prevalence) for s in samples}
         losses = _step(model, optim, batches, preset, recipe, step)

@@ -49,18 +49,23 @@ class AugmentRecipe(Strict):
     organ_offset_hu: float = 150.0
     noise_hu: float = 40.0
     blur_chance: float = 0.25
+    fat_chance: float = Field(0.0, ge=0, le=1, description="of fat in the heart's outer mm, in organ_steps")
+    fat_mm: float = Field(16.0, ge=0, description="its largest depth")
 
 
 class OptimRecipe(Strict):
-    """AdamW with warm-up and cosine, gradients clipped, an average of the weights kept."""
+    """AdamW with warm-up and cosine in each phase, gradients clipped, an average of the weights kept."""
 
     steps: int = Field(2400, ge=1)
+    organ_steps: int = Field(
+        0, ge=0, description="first steps: organs alone, then findings alone; 0 trains both at once"
+    )
     lr: float = Field(2e-3, gt=0)
+    finding_lr: float | None = Field(None, gt=0, description="after organ_steps; None is lr")
     weight_decay: float = 1e-2
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's memory of squared gradients")
     scans: int = Field(1, ge=1, description="scans of one patient per step")
     warmup: int = 40
-    hold: float = Field(0.0, ge=0, lt=1, description="share of the steps at full rate before it falls")
     clip: float = Field(1.0, description="largest gradient norm of each clipped group")
     clip_by_module: bool = Field(
         False, description="clip encoder, decoders and heads apart, so that one loss cannot silence the other"
@@ -79,7 +84,6 @@ class ObjectiveRecipe(Strict):
         0.0, ge=0, description="weight of ranking a patient's scans by probability; needs optim.scans > 1"
     )
     rank_weight: float = Field(0.0, ge=0, description="weight of ranking them by log-sum-exp of all voxels")
-    organs_first: float = Field(0.0, ge=0, lt=1, description="share of the steps that train organs alone")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"
     pool: Literal["volume", "paper"] = "volume"
@@ -100,7 +104,7 @@ class Recipe(Strict):
     device: str = "auto"
     checkpoint_every: int = 100
     data: DataRecipe = Field(default_factory=lambda: DataRecipe.model_validate({}))
-    augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
+    augment: AugmentRecipe = Field(default_factory=lambda: AugmentRecipe.model_validate({}))
     optim: OptimRecipe = Field(default_factory=lambda: OptimRecipe.model_validate({}))
     objective: ObjectiveRecipe = Field(default_factory=lambda: ObjectiveRecipe.model_validate({}))
 

@@ -100,9 +100,14 @@ def losses(
     model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
     """`organs` and `anomaly`, each already weighted; their sum is minimised."""
-    organs = [model.organ_features(batch.scan) for batch in batches]
-    # siblings have the same organs: one of them is enough
-    named = {"organs": organ_loss(organs[0], batches[0], recipe)}
-    if batches[0].progress >= recipe.organs_first:
+    learns = batches[0].learns
+    # while findings are learnt alone, the encoder and the organ decoder rest
+    with torch.set_grad_enabled(learns != "findings" and torch.is_grad_enabled()):
+        organs = [model.organ_features(batch.scan) for batch in batches]
+    named = {}
+    if learns != "findings":
+        # siblings have the same organs: one of them is enough
+        named["organs"] = organ_loss(organs[0], batches[0], recipe)
+    if learns != "organs":
         named["anomaly"] = anomaly_loss(model, organs, batches, preset, recipe)
     return named
