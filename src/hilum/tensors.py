@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 ScanBatch: TypeAlias = Float[Tensor, "B 1 X Y Z"]
@@ -46,11 +46,8 @@ ScanProbabilities: TypeAlias = Float[Tensor, "B D"]
 ScanScores: TypeAlias = Float[Tensor, "B D"]
 """Any number per scan and finding that is higher where the finding is."""
 
-OrganBits: TypeAlias = UInt8[Tensor, "B X Y Z"]
-"""Organ masks packed into one byte: bit o is organ channel o."""
-
-OrganMasks: TypeAlias = Bool[Tensor, "B O *voxels"]
-"""Ground-truth organ masks."""
+OrganTruth: TypeAlias = Float[Tensor, "B O *voxels"]
+"""How much of each voxel really is in each organ, 0..1. A mask is the case of nothing but 0 and 1."""
 
 VoxelTensor: TypeAlias = Float[Tensor, "X Y Z"]
 """One scalar per voxel of a working grid."""

@@ -17,34 +17,44 @@ from hilum.objective.mil import (
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
 
 
-def slow_tversky_focal(logits, masks, fp, fn, alpha, gamma):
+def slow_tversky_focal(logits, truth, fp, fn, alpha, gamma):
     total, channels = 0.0, 0
     for b in range(logits.shape[0]):
         for c in range(logits.shape[1]):
             p = torch.sigmoid(logits[b, c]).flatten()
-            y = masks[b, c].flatten().to(p.dtype)
-            tp, f_p, f_n = (p * y).sum(), (p * (1 - y)).sum(), ((1 - p) * y).sum()
-            tversky = (tp + 1) / (tp + fp * f_p + fn * f_n + 1)
-            pt = torch.where(y > 0, p, 1 - p)
-            at = torch.where(y > 0, torch.tensor(alpha).to(p), torch.tensor(1 - alpha).to(p))
-            focal = (-at * (1 - pt) ** gamma * torch.log(pt)).mean()
-            total = total + 0.7 * (1 - tversky) + 0.3 * focal
+            y = truth[b, c].flatten().to(p.dtype)
+            tp, f_p, f_n, focal = 0.0, 0.0, 0.0, 0.0
+            for p_i, y_i in zip(p, y, strict=True):
+                # of a share, what is claimed too much is false positive, what is missing false negative
+                tp = tp + min(p_i, y_i)
+                f_p, f_n = f_p + (p_i - y_i).clamp(min=0), f_n + (y_i - p_i).clamp(min=0)
+                entropy = -(y_i * p_i.log() + (1 - y_i) * (1 - p_i).log())
+                focal = focal + (alpha * y_i + (1 - alpha) * (1 - y_i)) * (p_i - y_i).abs() ** gamma * entropy
+            total = total + 0.7 * (1 - (tp + 1) / (tp + fp * f_p + fn * f_n + 1)) + 0.3 * focal / len(p)
             channels += 1
     return total / channels
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("fp", "fn", "alpha"), [(0.3, 0.7, 0.9), (0.5, 0.5, 0.6)])
-def test_tversky_focal_equals_its_twin(fp, fn, alpha):
+def test_tversky_focal_equals_its_twin(fp, fn, alpha, shared):
     generator = torch.Generator().manual_seed(0)
-    masks = torch.rand((2, 3, 5, 4, 6), generator=generator) > 0.6
-    a = torch.randn((2, 3, 5, 4, 6), generator=generator, dtype=torch.float64, requires_grad=True)
+    truth = torch.rand((2, 3, 3, 4, 5), generator=generator, dtype=torch.float64)
+    truth = truth if shared else (truth > 0.6).double()
+    a = torch.randn(truth.shape, generator=generator, dtype=torch.float64, requires_grad=True)
     b = a.detach().clone().requires_grad_()
-    fast = tversky_focal(a, masks, false_positive=fp, false_negative=fn, focal_alpha=alpha)
-    slow = slow_tversky_focal(b, masks, fp, fn, alpha, 2.0)
+    fast = tversky_focal(a, truth, false_positive=fp, false_negative=fn, focal_alpha=alpha)
+    slow = slow_tversky_focal(b, truth, fp, fn, alpha, 2.0)
     fast.backward()
     slow.backward()
     assert torch.allclose(fast, slow, atol=1e-10)
     assert torch.allclose(a.grad, b.grad, atol=1e-10)
+
+
+def test_the_best_prediction_of_a_share_is_that_share():
+    truth = torch.full((1, 1, 4, 4, 4), 0.3, dtype=torch.float64)
+    losses = [tversky_focal(torch.logit(p * torch.ones_like(truth)), truth) for p in (0.1, 0.25, 0.3, 0.35, 0.9)]
+    assert losses.index(min(losses)) == 2
 
 
 def slow_pool(low, high, gate, gates, counts):

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from hilum.cohort.phantom_set import PhantomSetSpec, build
 from hilum.cohort.prep import Prep
 from hilum.cohort.samples import load
+from hilum.text.vocabulary import ORGAN_CHANNELS
 
 SPEC = PhantomSetSpec(
     2, 40, Prep(spacing_mm=8.0), work_mm=6.0, spacing_mm=(6.0, 6.0, 6.0), prevalence=0.5, siblings=2
@@ -28,10 +29,19 @@ def test_siblings_lie_voxel_on_voxel_and_differ_in_findings(patient):
     a, b = (load(path) for path in patient[1])
     assert np.allclose(a.grid.affine_ras, b.grid.affine_ras) and a.scan.shape == b.scan.shape
     assert not torch.equal(a.labels, b.labels)
-    outside = (a.organs == 0) & (b.organs == 0)
+    outside = ((a.organs == 0) & (b.organs == 0)).all(0)
     assert (a.scan - b.scan)[outside].abs().float().median() < 30, "one body"
     shifted = (a.scan - b.scan.roll(2, 0))[outside].abs().float().mean()
     assert (a.scan - b.scan)[outside].abs().float().mean() < 0.5 * shifted
+
+
+def test_a_voxel_belongs_to_an_organ_as_far_as_it_lies_in_it(patient):
+    organs = load(patient[1][0]).organs
+    assert organs.shape == (len(ORGAN_CHANNELS), *load(patient[1][0]).scan.shape) and organs.dtype == torch.uint8
+    lung = organs[ORGAN_CHANNELS.index("lung")]
+    assert (lung == 255).any() and (lung == 0).any()
+    edge = (lung > 0) & (lung < 255)
+    assert 0.02 < edge.float().mean() and 90 < lung[edge].float().mean() < 165, "borders are shared"
 
 
 def test_a_training_file_holds_no_lesions(patient):

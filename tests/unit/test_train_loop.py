@@ -15,7 +15,7 @@ from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.augment import augment, epicardial_fat
 from hilum.train.loop import learning_rate, pick, pick_scans, train
-from hilum.train.methods.exact_small import coarse_masks, organ_rows
+from hilum.train.methods.exact_small import organ_rows
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
 
 NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
@@ -33,10 +33,10 @@ def files(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     patients = []
     for i in range(3):
-        organs = torch.zeros((32, 32, 32), dtype=torch.uint8)
-        organs[6:26, 6:26, 6:26] = 127
+        organs = torch.zeros((7, 32, 32, 32), dtype=torch.uint8)
+        organs[:, 6:26, 6:26, 6:26] = 255
         scan = torch.full((32, 32, 32), -900, dtype=torch.int16)
-        scan[organs > 0] = 40
+        scan[organs[0] > 0] = 40
         labels = torch.zeros(18)
         labels[i] = 1.0
         scan += (torch.randn(scan.shape, generator=generator) * 20).to(torch.int16)
@@ -166,48 +166,39 @@ def test_a_step_sees_as_many_scans_as_asked(files):
 
 def test_augmentation_is_the_same_for_siblings():
     scan = torch.full((16, 16, 16), 40, dtype=torch.int16)
-    bits = torch.full((16, 16, 16), 127, dtype=torch.uint8)
+    shares = torch.full((7, 16, 16, 16), 255, dtype=torch.uint8)
     twin = scan.clone()
     twin[8, 8, 8] = 900
-    image, organs = augment(scan, bits, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
-    other, same = augment(twin, bits, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
+    image, organs = augment(scan, shares, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
+    other, same = augment(twin, shares, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
     assert torch.equal(organs, same)
     differs = ((image - other).abs() > 1e-4).sum()
     assert 0 < differs <= 125
 
 
 def test_fat_takes_the_hearts_surface_and_joins_the_mediastinum():
-    heart, mediastinum = (1 << ORGAN_CHANNELS.index(n) for n in ("heart", "mediastinum"))
-    bits = torch.zeros((24, 24, 24), dtype=torch.uint8)
-    bits[4:20, 4:20, 4:20] = heart
-    scan = torch.where(bits > 0, 0.05, -0.9)
+    heart, mediastinum = (ORGAN_CHANNELS.index(n) for n in ("heart", "mediastinum"))
+    organs = torch.zeros((7, 24, 24, 24))
+    organs[heart, 4:20, 4:20, 4:20] = 1.0
+    organs[heart, 4] = 0.5 * organs[heart, 4]
+    whole = organs[heart] > 0
+    scan = torch.where(whole, 0.05, -0.9)
     recipe = AugmentRecipe(fat_chance=1.0, fat_mm=16.0)
-    image, moved = epicardial_fat(scan, bits, 4.0, recipe, torch.Generator().manual_seed(2))
-    fat = moved == mediastinum
-    assert 0 < fat.sum() < (bits > 0).sum() / 2
-    assert torch.equal(fat | (moved == heart), bits > 0)
+    image, moved = epicardial_fat(scan, organs, 4.0, recipe, torch.Generator().manual_seed(2))
+    fat = moved[mediastinum] > 0
+    assert 0 < fat.sum() < whole.sum() / 2
+    assert torch.equal(moved[heart] + moved[mediastinum], organs[heart])
     # the middle of the heart and everything outside it stay as they were
     assert torch.equal(image[9:15, 9:15, 9:15], scan[9:15, 9:15, 9:15])
-    assert torch.equal(image[bits == 0], scan[bits == 0])
+    assert torch.equal(image[~whole], scan[~whole])
     assert image[fat].mean() < 0.0
     never = AugmentRecipe(fat_chance=0.0)
-    assert epicardial_fat(scan, bits, 4.0, never, torch.Generator().manual_seed(2))[1] is bits
+    assert epicardial_fat(scan, organs, 4.0, never, torch.Generator().manual_seed(2))[1] is organs
 
 
-def test_coarse_masks_keep_what_fills_half_a_voxel():
-    bits = torch.zeros((1, 8, 8, 8), dtype=torch.uint8)
-    bits[0, :4, :4, :2] = 1
-    bits[0, 4, 4, 4] = 1
-    coarse = coarse_masks(bits, torch.zeros((1, 7, 2, 2, 2)))
-    assert coarse[0, 0, 0, 0, 0]
-    assert coarse.sum() == 1
-
-
-def test_organ_rows_are_the_packed_masks():
-    bits = torch.randint(0, 128, (1, 4, 6, 8), dtype=torch.uint8)
-    unpacked = unfold(unrows(organ_rows(bits).flatten(2), (2, 3, 4)))
-    for organ in range(7):
-        assert torch.equal(unpacked[0, organ], (bits[0] >> organ) & 1 > 0)
+def test_organ_rows_are_the_shares():
+    shares = torch.rand((1, 7, 4, 6, 8))
+    assert torch.equal(unfold(unrows(organ_rows(shares).flatten(2), (2, 3, 4))), shares)
 
 
 def test_clipping_by_module_bounds_each_module_alone(tmp_path, files):

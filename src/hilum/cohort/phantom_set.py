@@ -1,6 +1,6 @@
 """Phantoms prepared for training and exam: made once, kept as checksummed files, never mixed between splits.
 
-A training file holds the prepared scan, seven organ masks and 18 scan labels. Lesion voxels are written for
+A training file holds the prepared scan, each voxel's share in seven organs and 18 scan labels. Lesion voxels are written for
 validation and exam only: a training run cannot see what is not there.
 """
 
@@ -30,7 +30,7 @@ from hilum.tensors import ScanBatch
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.volume import CTVolume, Provenance
 
-FORMAT = 3
+FORMAT = 4
 """Raised whenever phantoms or preparation change, so that stale files are made anew."""
 
 
@@ -89,20 +89,18 @@ def prepare_phantom(
     scene = phantom.scene
 
     def on_grid(mask: torch.Tensor) -> torch.Tensor:
-        return resample(mask.float().cpu(), scene.grid, grid, outside="zero") >= 0.5
+        return resample(mask.float().cpu(), scene.grid, grid, outside="zero")
 
-    organs = torch.zeros(grid.shape, dtype=torch.uint8)
-    for bit, channel in enumerate(ORGAN_CHANNELS):
-        organs |= on_grid(channel_mask(scene.regions.__getitem__, channel)).to(torch.uint8) << bit
+    masks = (channel_mask(scene.regions.__getitem__, channel) for channel in ORGAN_CHANNELS)
     out = {
         "scan": (tensor[0, 0] * 1000).round().to(torch.int16),
-        "organs": organs,
+        "organs": torch.stack([(255 * on_grid(mask)).round().to(torch.uint8) for mask in masks]),
         "labels": torch.as_tensor(phantom.labels, dtype=torch.float32),
     }
     if lesions:
         out["lesions"] = torch.zeros(grid.shape, dtype=torch.int32)
         for truth in scene.lesions:
-            fine = resample(truth.mask.float().cpu(), scene.grid, grid, outside="zero")
+            fine = on_grid(truth.mask)
             # a lesion smaller than a voxel keeps its densest voxel
             mask = fine >= min(0.5, float(fine.max()))
             out["lesions"] |= mask.to(torch.int32) << SLUGS.index(truth.slug)

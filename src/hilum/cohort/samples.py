@@ -18,8 +18,8 @@ class Sample:
     """One prepared phantom.
 
     Args:
-        scan: int16 HU on `grid`. organs: uint8, bit o = organ channel o. lesions: int32, bit d = finding d;
-            None in training.
+        scan: int16 HU on `grid`. organs: uint8 (7, X, Y, Z), how much of each voxel is in each organ channel,
+            255 for all of it. lesions: int32, bit d = finding d; None in training.
         labels: float32 (18,). key: seed as text.
     """
 
@@ -41,8 +41,3 @@ def load(path: Path) -> Sample:
         shape = (int(scan.shape[0]), int(scan.shape[1]), int(scan.shape[2]))
         grid = Geometry(shape, np.array(json.loads(meta["affine_ras"])))
         return Sample(scan, file.get_tensor("organs"), lesions, file.get_tensor("labels"), grid, path.stem)
-
-
-def bits(packed: torch.Tensor, count: int) -> torch.Tensor:
-    """(X, Y, Z) packed bits -> bool (count, X, Y, Z)."""
-    return torch.stack([(packed >> bit) & 1 for bit in range(count)]).bool()

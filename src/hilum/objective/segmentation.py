@@ -1,7 +1,8 @@
 """Organ loss: Tversky + focal, and its decaying weight.
 
 Source: EXACT §1.7: per channel 0.7 (1 - Tversky) + 0.3 Focal, mean over channels; weight max(2 exp(-10 e /
-E), 0.5).
+E), 0.5). The truth may be a share of each voxel. What then counts as hit is min(p, t), which is p t for masks and
+the only choice of the two for which the best prediction of a share is that share (Wang et al., NeurIPS 2023).
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import math
 import torch
 from torch.nn import functional as F
 
-from hilum.tensors import OrganLogits, OrganMasks
+from hilum.tensors import OrganLogits, OrganTruth
 
 
 def tversky_focal(
     logits: OrganLogits,
-    masks: OrganMasks,
+    truth: OrganTruth,
     *,
     false_positive: float = 0.3,
     false_negative: float = 0.7,
@@ -26,10 +27,10 @@ def tversky_focal(
 ) -> torch.Tensor:
     """Scalar loss. `false_positive` and `false_negative` are Tversky's weights (the paper's are the
     defaults)."""
-    target = masks.to(logits.dtype)
+    target = truth.to(logits.dtype)
     prob = torch.sigmoid(logits)
     axes = tuple(range(2, logits.dim()))
-    hit = (prob * target).sum(axes)
+    hit = torch.minimum(prob, target).sum(axes)
     miss_fp, miss_fn = prob.sum(axes) - hit, target.sum(axes) - hit
     tversky = (hit + smooth) / (hit + false_positive * miss_fp + false_negative * miss_fn + smooth)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")

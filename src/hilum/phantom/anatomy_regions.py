@@ -124,9 +124,10 @@ def regions_of(build: Build, p: Parts) -> dict[str, Tensor]:
 
 def _solid_heart(p: Parts) -> Tensor:
     """Chambers, muscle and coronaries, as TotalSegmentator and SAT outline a heart: without the fat between
-    muscle and pericardium, which has no share in the size of a heart.
+    muscle and pericardium, which has no share in the size of a heart, and without the root of the aorta.
     """
     solid = torch.zeros_like(p.pericardium)
     solid[p.heart.box] = p.heart.muscle_mm < 1.0
+    solid &= p.covers["aorta"] <= 0.5
     near = F.max_pool3d(p.coronaries[None, None], 3, stride=1, padding=1)[0, 0]
     return solid | (near > 0.2)

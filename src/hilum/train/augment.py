@@ -51,14 +51,14 @@ def random_affine(
     return theta[None]
 
 
-def warp(volume: torch.Tensor, theta: torch.Tensor, *, mode: str, fill: float) -> torch.Tensor:
+def warp(volume: torch.Tensor, theta: torch.Tensor, *, fill: float) -> torch.Tensor:
     """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`."""
     grid = F.affine_grid(theta.to(volume.device), [1, *volume.shape[1:]], align_corners=False)
-    return F.grid_sample(volume - fill, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
+    return F.grid_sample(volume - fill, grid, padding_mode="zeros", align_corners=False) + fill
 
 
 def organ_offsets(
-    scan: torch.Tensor, organ_bits: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
+    scan: torch.Tensor, organs: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
 ) -> torch.Tensor:
     """What contrast, habitus and breathing add to each organ, in HU / 1000, with soft edges: (X, Y, Z)."""
     soft = recipe.organ_offset_hu / 1000
@@ -68,7 +68,7 @@ def organ_offsets(
         if torch.rand((), generator=generator) < 0.5:
             # contrast only ever brightens the heart and vessels; the rest goes both ways
             low = -0.2 * limit if limit == soft else -limit
-            mask = (organ_bits >> ORGAN_CHANNELS.index(name)) & 1
+            mask = organs[ORGAN_CHANNELS.index(name)]
             if limit == soft:
                 mask = mask * (scan > -0.3)
             field = field + uniform(generator, low, limit) * mask
@@ -76,11 +76,11 @@ def organ_offsets(
 
 
 def appearance(
-    scan: torch.Tensor, organ_bits: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
+    scan: torch.Tensor, organs: torch.Tensor, recipe: AugmentRecipe, generator: torch.Generator
 ) -> torch.Tensor:
-    """(X, Y, Z) HU / 1000 with its packed organs -> the same scan on another scanner, another day."""
+    """(X, Y, Z) HU / 1000 with its organ shares -> the same scan on another scanner, another day."""
     cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-    scan = scan + organ_offsets(scan, organ_bits, recipe, generator)
+    scan = scan + organ_offsets(scan, organs, recipe, generator)
     if torch.rand((), generator=generator) < recipe.blur_chance:
         scan = F.avg_pool3d(F.pad(scan[None, None], (1,) * 6, mode="replicate"), 3, stride=1)[0, 0]
     gain = 1 + uniform(generator, -1, 1) * recipe.gain
@@ -92,47 +92,50 @@ def appearance(
 
 def epicardial_fat(
     scan: torch.Tensor,
-    organ_bits: torch.Tensor,
+    organs: torch.Tensor,
     spacing_mm: float,
     recipe: AugmentRecipe,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fat grows from the heart's surface and grooves inwards, here more and there less: people have more of
-    it than phantoms, and it belongs to the mediastinum. (X, Y, Z) HU / 1000 and packed bits -> the same."""
+    it than phantoms, and it belongs to the mediastinum. (X, Y, Z) HU / 1000 and organ shares -> the same."""
     deepest = uniform(generator, 0, recipe.fat_mm)
     if torch.rand((), generator=generator) >= recipe.fat_chance:
-        return scan, organ_bits
+        return scan, organs
     coarse = torch.rand((1, 1, 6, 6, 6), generator=generator).to(scan)
     thick = F.interpolate(coarse, scan.shape, mode="trilinear")[0, 0] * deepest
-    heart = (organ_bits >> ORGAN_CHANNELS.index("heart")) & 1
-    inside = heart.to(scan)[None, None]
+    heart = organs[ORGAN_CHANNELS.index("heart")]
+    inside = heart[None, None]
     for axis in range(3):
         side = [FAT_DEPTH if axis == a else 1 for a in range(3)]
         inside = F.avg_pool3d(inside, side, stride=1, padding=[n // 2 for n in side])
     depth_mm = (inside[0, 0] - 0.5) * FAT_DEPTH * spacing_mm
-    fat = heart.bool() & (depth_mm < thick)
-    soft = F.avg_pool3d(fat.to(scan)[None, None], 3, stride=1, padding=1)[0, 0] * heart
+    fat = heart * (depth_mm < thick)
+    soft = F.avg_pool3d(fat[None, None], 3, stride=1, padding=1)[0, 0] * heart
     scan = torch.lerp(scan, torch.full_like(scan, uniform(generator, -0.12, -0.07)), soft)
-    moved = organ_bits - (heart << ORGAN_CHANNELS.index("heart")) | (1 << ORGAN_CHANNELS.index("mediastinum"))
-    return scan, torch.where(fat, moved, organ_bits)
+    organs = organs.clone()
+    organs[ORGAN_CHANNELS.index("heart")] -= fat
+    organs[ORGAN_CHANNELS.index("mediastinum")] += fat
+    return scan, organs
 
 
 def augment(
     scan: torch.Tensor,
-    organ_bits: torch.Tensor,
+    organs: torch.Tensor,
     spacing_mm: float,
     recipe: AugmentRecipe,
     generator: torch.Generator,
     *,
     organs_alone: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """HU int16 (X, Y, Z) and packed organ bits -> HU / 1000 (1, 1, X, Y, Z) and organ bits (1, X, Y, Z).
+    """HU int16 (X, Y, Z) and organ shares uint8 (O, X, Y, Z) -> HU / 1000 (1, 1, X, Y, Z) and shares 0..1
+    (1, O, X, Y, Z).
 
     `organs_alone`: also what would hide findings, for steps that learn none.
     """
     theta = random_affine((scan.shape[0], scan.shape[1], scan.shape[2]), spacing_mm, recipe, generator)
-    image = warp(scan.float()[None, None] / 1000, theta, mode="bilinear", fill=AIR)[0, 0]
-    bits = warp(organ_bits.float()[None, None], theta, mode="nearest", fill=0.0)[0, 0].round().to(torch.uint8)
+    image = warp(scan.float()[None, None] / 1000, theta, fill=AIR)[0, 0]
+    shares = warp(organs.float()[None] / 255, theta, fill=0.0)[0]
     if organs_alone:
-        image, bits = epicardial_fat(image, bits, spacing_mm, recipe, generator)
-    return appearance(image, bits, recipe, generator)[None, None], bits[None]
+        image, shares = epicardial_fat(image, shares, spacing_mm, recipe, generator)
+    return appearance(image, shares, recipe, generator)[None, None], shares[None]

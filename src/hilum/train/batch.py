@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hilum.tensors import Labels, OrganBits, ScanBatch
+from hilum.tensors import Labels, OrganTruth, ScanBatch
 
 Learns = Literal["organs", "findings", "both"]
 
@@ -29,13 +29,13 @@ class Batch:
     """One augmented scan with its weak truth.
 
     Args:
-        scan: HU / 1000. organ_bits: seven packed masks. labels: 18 scan labels, NaN unknown.
+        scan: HU / 1000. organs: shares of each voxel. labels: 18 scan labels, NaN unknown.
         learns: what this step is for. progress: how far its phase is, 0..1.
         prevalence: of the training set, per finding.
     """
 
     scan: ScanBatch
-    organ_bits: OrganBits
+    organs: OrganTruth
     labels: Labels
     learns: Learns
     progress: float

@@ -90,7 +90,7 @@ def make_batch(
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     device = _device(recipe)
     phase = phase_of(step, recipe.optim)
-    scan, organ_bits = augment(
+    scan, organs = augment(
         sample.scan.to(device),
         sample.organs.to(device),
         preset.prep.spacing_mm,
@@ -99,7 +99,7 @@ def make_batch(
         organs_alone=phase.learns == "organs",
     )
     progress = (step - phase.start) / phase.steps
-    return Batch(scan, organ_bits, sample.labels[None].to(device), phase.learns, progress, prevalence)
+    return Batch(scan, organs, sample.labels[None].to(device), phase.learns, progress, prevalence)
 
 
 def _device(recipe: Recipe) -> torch.device:

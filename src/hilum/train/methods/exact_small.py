@@ -13,7 +13,7 @@ from hilum.model.preset import Preset
 from hilum.model.ynet import OrganFeatures, YNet
 from hilum.objective.mil import Pooled, least_open, organ_gate, pool_scan, voxel_counts
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
-from hilum.tensors import GateRows, OrganBits
+from hilum.tensors import GateRows, OrganTruth
 from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF
 from hilum.train.batch import Batch
 from hilum.train.methods.scan_labels import scan_loss
@@ -30,18 +30,9 @@ def pooled_counts(preset: Preset, recipe: ObjectiveRecipe) -> tuple[list[int], l
     return voxel_counts(preset.pool_ml, preset.voxel_ml * 8, 1), voxel_counts(preset.pool_ml, preset.voxel_ml)
 
 
-def organ_rows(bits: OrganBits) -> torch.Tensor:
-    """Packed masks -> bool (B, N, O, 8) at half resolution, eight voxels of the full grid in each."""
-    shifts = torch.arange(len(ORGAN_CHANNELS), dtype=torch.uint8, device=bits.device)
-    return (rows(fold(bits[:, None]))[:, :, None] >> shifts[:, None]) & 1 > 0
-
-
-def coarse_masks(bits: OrganBits, like: torch.Tensor) -> torch.Tensor:
-    """Masks at the resolution of a coarse head: a voxel belongs to an organ that fills at least half of
-    it."""
-    share = organ_rows(bits).float().mean(3).transpose(1, 2)
-    half = share.unflatten(2, tuple(n // 2 for n in bits.shape[1:]))
-    return F.avg_pool3d(half, half.shape[2] // like.shape[2]) >= 0.5
+def organ_rows(organs: OrganTruth) -> torch.Tensor:
+    """Shares -> (B, N, O, 8) at half resolution, eight voxels of the full grid in each."""
+    return rows(fold(organs)).unflatten(2, (-1, 8))
 
 
 def organ_loss(features: OrganFeatures, batch: Batch, recipe: ObjectiveRecipe) -> torch.Tensor:
@@ -52,9 +43,10 @@ def organ_loss(features: OrganFeatures, batch: Batch, recipe: ObjectiveRecipe) -
         false_negative=recipe.tversky_fn,
         focal_alpha=recipe.focal_alpha,
     )
-    loss = tversky(features.rows().transpose(1, 2), organ_rows(batch.organ_bits).transpose(1, 2))
+    loss = tversky(features.rows().transpose(1, 2), organ_rows(batch.organs).transpose(1, 2))
     for coarse in features.coarse:
-        loss = loss + recipe.coarse_weight * tversky(coarse, coarse_masks(batch.organ_bits, coarse))
+        shares = F.avg_pool3d(batch.organs, batch.organs.shape[2] // coarse.shape[2])
+        loss = loss + recipe.coarse_weight * tversky(coarse, shares)
     return segmentation_weight(batch.progress) * loss
 
 
@@ -62,7 +54,7 @@ def shared_gate(
     features: Sequence[OrganFeatures], batches: Sequence[Batch], least: Sequence[int], kind: str
 ) -> GateRows:
     """Where evidence may lie. Siblings look at the same voxels: any of them that is open in one."""
-    given = [organ_rows(batch.organ_bits) for batch in batches]
+    given = [organ_rows(batch.organs) >= 0.5 for batch in batches]
     if kind == "given":
         opened = given
     else:
