@@ -92,6 +92,14 @@ def test_regions_are_nested_as_documented() -> None:
     assert not bool((r["vessels"] & ~r["lung"]).any())
 
 
+def test_the_heart_lets_bronchi_and_the_root_of_the_aorta_pass() -> None:
+    r, voxel_ml = made().regions, made().grid.voxel_ml
+    assert int((r["heart"] & (r["airway_lumen"] | r["airway_wall"])).sum()) * voxel_ml < 1.0
+    root = r["aorta"] & r["pericardium"]
+    assert int(root.sum()) * voxel_ml > 20, "the root lies in the sac"
+    assert int((root & r["heart"]).sum()) < 0.2 * int(root.sum()), "only where a coronary leaves it"
+
+
 def test_hu_of_tissues() -> None:
     scene = made()
     mean = {n: float(scene.hu[scene.regions[n]].mean()) for n in PROMISED}

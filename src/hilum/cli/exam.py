@@ -43,8 +43,7 @@ def exam(
     else:
         names = [model] + ([baseline] if baseline else [])
         if choose:
-            for name in names:
-                _choose(Path(name), workers)
+            _choose(names, workers)
         result = _phantoms(names, cases, workers)
     text = json.dumps(result, indent=2)
     if out:
@@ -82,25 +81,32 @@ def _phantoms(names: list[str], cases: int, workers: int) -> dict[str, Any]:
     }
 
 
-def _choose(folder: Path, workers: int) -> None:
-    """Thresholds and calibration from the validation phantoms that the card names; written into the card."""
+def _choose(folders: list[str], workers: int) -> None:
+    """Thresholds and calibration from the validation phantoms that each card names; written into the card.
+    Models with the same phantoms are examined together."""
     from hilum.exam.choose import choose
-    from hilum.exam.phantom_cases import Protocol, score_seeds
+    from hilum.exam.phantom_cases import score_seeds
     from hilum.train.run import write_card
 
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    data = card["recipe"]["data"]
-    first, count = data["validation_seed"], data["validation"]
+    cards = {folder: json.loads((Path(folder) / "card.json").read_text(encoding="utf-8")) for folder in folders}
+    together: dict[Any, list[str]] = {}
+    for folder, card in cards.items():
+        together.setdefault(_validation(card["recipe"]["data"]), []).append(folder)
+    for (seeds, protocol), models in together.items():
+        scored = score_seeds(seeds, models, protocol=protocol, workers=workers)
+        rows = list(_bar(scored, len(seeds), "validation"))
+        for position, folder in enumerate(models):
+            write_card(Path(folder), cards[folder] | choose([row[position] for row in rows]))
+
+
+def _validation(data: dict[str, Any]) -> Any:
+    """Seeds and protocol of a recipe's validation phantoms."""
+    from hilum.exam.phantom_cases import Protocol
+
     # made as the training phantoms were; the exam's keep every scanner's own spacing
     spacing = tuple(data["spacing_mm"]) if data["spacing_mm"] else None
-    scored = score_seeds(
-        range(first, first + count),
-        [str(folder)],
-        protocol=Protocol(data["work_mm"], spacing),
-        workers=workers,
-    )
-    rows = _bar(scored, count, "validation")
-    write_card(folder, card | choose([row[0] for row in rows]))
+    first = data["validation_seed"]
+    return range(first, first + data["validation"]), Protocol(data["work_mm"], spacing)
 
 
 def _bar(items: Any, total: int, what: str) -> Any:

@@ -22,6 +22,9 @@ from hilum.phantom.shapes import ellipsoid_level, splat, tube
 from hilum.phantom.trees import branch_points, grow_trees, straight
 from hilum.text.vocabulary import LOBES
 
+BEHIND_ATRIUM_MM = {"airway": 3.0, "oesophagus": 1.5}
+"""Wall and fat around what lies against the heart."""
+
 
 def build_scene(plan: PhantomPlan, *, work_mm: float = 2.0, device: str | torch.device = "cpu") -> Scene:
     """The healthy body of a plan's patient, in the plan's contrast phase.
@@ -40,7 +43,7 @@ def build_scene(plan: PhantomPlan, *, work_mm: float = 2.0, device: str | torch.
         covers = _trunk_covers(build, trunks)
         pericardium = build.frame.empty()
         pericardium[heart.box] = heart.pericardium
-        pericardium &= chest.wall_mm < -2.0
+        pericardium &= (chest.wall_mm < -2.0) & ~_pressed_in(build, trunks)
         core = mediastinal_core(build, chest, _core_cover(build, trunks), pericardium)
         right, left = lung_masks(build, chest, core)
         lobes, fissures = _lobes(build, right, left)
@@ -60,6 +63,15 @@ def _trunk_covers(build: Build, trunks: list[Course]) -> dict[str, Tensor]:
         canvas = covers.setdefault(course.group, build.frame.zeros())
         tube(build.frame, canvas, course.line_mm, course.radii_mm)
     return covers
+
+
+def _pressed_in(build: Build, trunks: list[Course]) -> Tensor:
+    """What indents the left atrium from behind: the bronchi with their walls, the oesophagus."""
+    canvas = build.frame.zeros()
+    for course in trunks:
+        if course.group in BEHIND_ATRIUM_MM:
+            tube(build.frame, canvas, course.line_mm, course.radii_mm, BEHIND_ATRIUM_MM[course.group])
+    return canvas > 0.5
 
 
 def _core_cover(build: Build, trunks: list[Course]) -> Tensor:

@@ -49,7 +49,7 @@ def insert_pericardial_effusion(
     scene: Scene, generator: torch.Generator, degree: Degree
 ) -> LesionTruth | None:
     """Fluid of 5-25 mm around the heart, thicker where it hangs; the sac grows into the lung, and region
-    `heart` is then all within it.
+    `heart` is then all within it but the aorta.
     """
     dice = Dice(generator)
     window = window_of(scene, scene.regions["pericardium"], 30.0)
@@ -85,7 +85,8 @@ def insert_pericardial_effusion(
     fluid = torch.zeros(scene.grid.shape, dtype=torch.bool, device=scene.device)
     window.of(fluid).copy_(alpha > 0.5)
     move(scene, fluid, into=("heart", "pericardium"), out_of=(*LUNG_PARTS, "pleura", "mediastinum", "fat"))
-    move(scene, scene.regions["pericardium"], into=("heart",), out_of=("mediastinum",))
+    sac = scene.regions["pericardium"] & ~scene.regions["aorta"]
+    move(scene, sac, into=("heart",), out_of=("mediastinum",))
     return record(
         scene,
         "pericardial_effusion",
