@@ -29,6 +29,7 @@ extrapolation.
 |---|---|
 | network | preset `{preset}`: {about} |
 | trained on | {trained_on} |
+| training | {training_minutes} minutes, {threads} CPU thread |
 | thresholds, calibration | {validated_on}; chosen there, nowhere else |
 | weights | `model.safetensors`, float16, sha256 `{sha256}` |
 | licence | {licence} |
@@ -56,7 +57,7 @@ LIMITS = """
 def card(name: str) -> str:
     """The whole page."""
     facts = json.loads((WEIGHTS / name / "card.json").read_text(encoding="utf-8"))
-    parts = [HEAD.format(**facts, made=MADE, about=ABOUT[name]), LIMITS]
+    parts = [HEAD.format(**facts, made=MADE, about=ABOUT[name], threads=facts["recipe"]["threads"]), LIMITS]
     phantom, samples = RESULTS / "exam-phantom.json", RESULTS / "exam-samples.json"
     if phantom.exists():
         parts.append(phantom_section(json.loads(phantom.read_text(encoding="utf-8"))))

@@ -56,8 +56,15 @@ def run_recipe(
     # half precision halves the file; the weights are averages, their last bits carry nothing
     arrays = {k: v.detach().cpu().numpy().astype(np.float16) for k, v in network.state_dict().items()}
     digest = save_weights(out / "model.safetensors", arrays, {"preset": preset.name, "hilum": __version__})
-    write_card(out, fresh_card(recipe, preset, digest))
+    write_card(out, fresh_card(recipe, preset, digest) | {"training_minutes": training_minutes(out)})
     return out
+
+
+def training_minutes(out: Path) -> float:
+    """Sum of the steps' wall times; a step that ran twice, before and after a stop, counts once."""
+    lines = (out / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    seconds = {row["step"]: float(row["seconds"]) for row in map(json.loads, lines)}
+    return round(sum(seconds.values()) / 60, 1)
 
 
 def fresh_card(recipe: Recipe, preset: Preset, digest: str) -> dict[str, Any]:

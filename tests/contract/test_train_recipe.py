@@ -1,0 +1,44 @@
+"""From a recipe to a folder that reads a scan: the shipped recipes, made tiny."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from hilum.cli.train import train
+from hilum.cohort.phantom_set import PhantomSetSpec, build
+from hilum.cohort.samples import load
+from hilum.read.scan_model import ScanModel
+from hilum.train.run import training_minutes
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+TINY = ("data.train=2", "data.siblings=2", "data.validation=1", "data.work_mm=6.0", "data.workers=1",
+        "data.spacing_mm=[6.0, 6.0, 6.0]", "optim.steps=2", "optim.organ_steps=1", "threads=1")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_becomes_a_model_that_reads(recipe, cache, tmp_path):
+    out = tmp_path / "model"
+    done = CliRunner().invoke(train, [str(recipe), *TINY, "--out", str(out), "--cache", str(cache)])
+    assert done.exit_code == 0, done.output
+    card = json.loads((out / "card.json").read_text())
+    assert "2 scans of 1 synthetic chest phantoms" in card["trained_on"] and card["training_minutes"] >= 0
+    model = ScanModel.load(str(out))
+    spec = PhantomSetSpec(2, 1_000_000, model.preset.prep, 6.0, (6.0, 6.0, 6.0), prevalence=0.3, siblings=2)
+    (paths,) = build(spec, cache, workers=1)
+    scan = load(paths[0]).scan.float()[None, None] / 1000
+    found = model.infer(scan)
+    assert found.maps.shape == (18, *scan.shape[2:]) and bool(torch.isfinite(found.maps).all())
+
+
+def test_a_step_that_ran_twice_counts_once(tmp_path):
+    rows = [{"step": 0, "seconds": 30.0}, {"step": 1, "seconds": 90.0}, {"step": 1, "seconds": 60.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert training_minutes(tmp_path) == 1.5
