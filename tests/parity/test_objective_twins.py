@@ -53,7 +53,9 @@ def test_tversky_focal_equals_its_twin(fp, fn, alpha, shared):
 
 def test_the_best_prediction_of_a_share_is_that_share():
     truth = torch.full((1, 1, 4, 4, 4), 0.3, dtype=torch.float64)
-    losses = [tversky_focal(torch.logit(p * torch.ones_like(truth)), truth) for p in (0.1, 0.25, 0.3, 0.35, 0.9)]
+    losses = [
+        tversky_focal(torch.logit(p * torch.ones_like(truth)), truth) for p in (0.1, 0.25, 0.3, 0.35, 0.9)
+    ]
     assert losses.index(min(losses)) == 2
 
 

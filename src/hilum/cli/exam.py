@@ -88,7 +88,9 @@ def _choose(folders: list[str], workers: int) -> None:
     from hilum.exam.phantom_cases import score_seeds
     from hilum.train.run import write_card
 
-    cards = {folder: json.loads((Path(folder) / "card.json").read_text(encoding="utf-8")) for folder in folders}
+    cards = {
+        folder: json.loads((Path(folder) / "card.json").read_text(encoding="utf-8")) for folder in folders
+    }
     together: dict[Any, list[str]] = {}
     for folder, card in cards.items():
         together.setdefault(_validation(card["recipe"]["data"]), []).append(folder)

@@ -1,7 +1,7 @@
 """Phantoms prepared for training and exam: made once, kept as checksummed files, never mixed between splits.
 
-A training file holds the prepared scan, each voxel's share in seven organs and 18 scan labels. Lesion voxels are written for
-validation and exam only: a training run cannot see what is not there.
+A training file holds the prepared scan, each voxel's share in seven organs and 18 scan labels. Lesion voxels
+are written for validation and exam only: a training run cannot see what is not there.
 """
 
 from __future__ import annotations
