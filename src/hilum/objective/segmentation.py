@@ -1,7 +1,7 @@
 """Organ loss: Tversky + focal, and its decaying weight.
 
 Source: EXACT §1.7: per channel 0.7 (1 - Tversky) + 0.3 Focal, mean over channels; weight max(2 exp(-10 e /
-E), 0.5). The truth may be a share of each voxel. What then counts as hit is min(p, t), which is p t for masks;
+E), 0.5). The truth may be a share of each voxel. What counts as hit is then min(p, t), p t for masks;
 with the product, the best prediction of a share would be all or nothing (Wang et al., NeurIPS 2023).
 """
 
