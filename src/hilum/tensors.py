@@ -37,6 +37,15 @@ OrganRows: TypeAlias = Float[Tensor, "B N O 8"]
 GateRows: TypeAlias = Bool[Tensor, "B N O 8"]
 """Which of those voxels each organ lets evidence through."""
 
+GridLogits: TypeAlias = Float[Tensor, "B O X Y Z"]
+"""Organ logits on the model's grid."""
+
+FineScan: TypeAlias = Float[Tensor, "B I X2 Y2 Z2"]
+"""Windows of the scan at half the voxel of the model's grid: twice as many voxels along each axis."""
+
+FineLogits: TypeAlias = Float[Tensor, "B O X2 Y2 Z2"]
+"""Organ logits there."""
+
 Labels: TypeAlias = Float[Tensor, "B D"]
 """Tri-state: 1 present, 0 absent, NaN unknown."""
 

@@ -71,6 +71,14 @@ class Output:
     probabilities: np.ndarray
     trace: object
 
+    @property
+    def outlines(self) -> np.ndarray:
+        return self.organs
+
+    @property
+    def outline_trace(self) -> object:
+        return self.trace
+
 
 @dataclass
 class Standin:

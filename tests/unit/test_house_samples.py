@@ -180,7 +180,8 @@ class _Oracle:
         if "lung_nodule" in self.truth:
             self.maps[INDEX["lung_nodule"]] = self.truth["lung_nodule"]
         self.probabilities = np.ones(len(SLUGS), dtype=np.float32)
-        self.trace = self
+        self.trace = self.outline_trace = self
+        self.outlines = self.organs
         return self
 
     def invert(self, values: np.ndarray) -> np.ndarray:

@@ -5,16 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hilum.cohort.prep import Prep
+from hilum.cohort.samples import load
 from hilum.errors import RunError, UsageError, WeightsError
 from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import ORGAN_CHANNELS
-from hilum.train.augment import augment, epicardial_fat
-from hilum.train.loop import learning_rate, pick, pick_scans, train
+from hilum.train.augment import Fat, augment, augment_finer, draw_fat
+from hilum.train.loop import learning_rate, pick, pick_box, pick_scans, train
 from hilum.train.methods.exact_small import organ_rows
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
 
@@ -184,7 +186,9 @@ def test_fat_takes_the_hearts_surface_and_joins_the_mediastinum():
     whole = organs[heart] > 0
     scan = torch.where(whole, 0.05, -0.9)
     recipe = AugmentRecipe(fat_chance=1.0, fat_mm=16.0)
-    image, moved = epicardial_fat(scan, organs, 4.0, recipe, torch.Generator().manual_seed(2))
+    drawn = draw_fat(recipe, torch.Generator().manual_seed(2))
+    assert isinstance(drawn, Fat)
+    image, moved = drawn.grow(scan, organs, drawn.share(organs[heart], 4.0))
     fat = moved[mediastinum] > 0
     assert 0 < fat.sum() < whole.sum() / 2
     assert torch.equal(moved[heart] + moved[mediastinum], organs[heart])
@@ -192,8 +196,7 @@ def test_fat_takes_the_hearts_surface_and_joins_the_mediastinum():
     assert torch.equal(image[9:15, 9:15, 9:15], scan[9:15, 9:15, 9:15])
     assert torch.equal(image[~whole], scan[~whole])
     assert image[fat].mean() < 0.0
-    never = AugmentRecipe(fat_chance=0.0)
-    assert epicardial_fat(scan, organs, 4.0, never, torch.Generator().manual_seed(2))[1] is organs
+    assert draw_fat(AugmentRecipe(fat_chance=0.0), torch.Generator().manual_seed(2)) is None
 
 
 def test_organ_rows_are_the_shares():
@@ -207,3 +210,80 @@ def test_clipping_by_module_bounds_each_module_alone(tmp_path, files):
         tmp_path, files, 2, "p", optim={"steps": 2, "warmup": 2, "ema": 0.5, "clip_by_module": True}
     )
     assert any(not torch.equal(together[k], apart[k]) for k in together)
+
+
+def finer(paths):
+    """The same patients with their first scan at half the voxel too."""
+    made = []
+    for patient in paths:
+        first = load_file(patient[0])
+        fine = first["scan"].repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        bits = (fine > -500).to(torch.uint8) * 127
+        path = patient[0].with_name("finer-" + patient[0].name)
+        with safe_open(patient[0], framework="pt") as file:
+            save_file(first | {"fine": fine, "fine_organs": bits}, path, metadata=file.metadata())
+        made.append([path, *patient[1:]])
+    return made
+
+
+def test_outlines_are_learnt_last_and_alone(tmp_path, files):
+    preset = dataclasses.replace(PRESET, net=dataclasses.replace(NET, outline=8))
+    optim = {"steps": 60, "organ_steps": 2, "outline_steps": 56, "warmup": 2, "ema": 0.0, "lr": 0.01}
+    seen = []
+    (tmp_path / "o").mkdir()
+
+    def go_on(stop):
+        def report(progress):
+            seen.append(progress.losses)
+            if progress.step + 1 == stop:
+                raise KeyboardInterrupt
+
+        return train(recipe(60, optim=optim), preset, finer(files), tmp_path / "o", report=report)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on(5)
+    before = load_file(tmp_path / "o" / "checkpoint.safetensors")
+    after = go_on(None).state_dict()
+    assert [sorted(s) for s in seen[:5]] == [["organs"]] * 2 + [["anomaly"]] * 2 + [["outlines"]]
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], before[f"average/module.{k}"])}
+    assert moved == {"outliner"}
+    losses = [s["outlines"] for s in seen if "outlines" in s]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_outlines_need_a_network_and_finer_scans(tmp_path, files):
+    optim = {"steps": 2, "outline_steps": 2}
+    with pytest.raises(UsageError, match="outline_steps"):
+        train(recipe(2, optim=optim), PRESET, files, tmp_path)
+    preset = dataclasses.replace(PRESET, net=dataclasses.replace(NET, outline=8))
+    with pytest.raises(RunError, match="MASK_MISSING"):
+        train(recipe(2, optim=optim), preset, files, tmp_path)
+
+
+def test_a_finer_look_is_the_same_look(files):
+    """Warped, shifted, brighter and fatter alike: the finer box, averaged, is that part of the scan."""
+    sample = load(finer(files)[0][0])
+    smooth = AugmentRecipe(noise_hu=0.0, blur_chance=0.0, fat_chance=1.0)
+    box = (slice(8, 40), slice(0, 64), slice(16, 48))
+    for seed in range(3):
+        scan, near, masks = augment_finer(sample, box, 4.0, smooth, torch.Generator().manual_seed(seed))
+        look = torch.Generator().manual_seed(seed)
+        twin, shares = augment(sample.scan, sample.organs, 4.0, smooth, look, organs_alone=True)
+        assert torch.equal(scan, twin)
+        part = tuple(slice(b.start // 2, b.stop // 2) for b in box)
+        coarse = torch.nn.functional.avg_pool3d(near, 2)[0, 0]
+        assert (coarse - twin[0, 0][part]).abs().median() < 0.03
+        for organ in ("heart", "mediastinum", "lung"):
+            index = ORGAN_CHANNELS.index(organ)
+            both = torch.nn.functional.avg_pool3d(masks, 2)[0, index], shares[0, index][part]
+            assert (both[0] - both[1]).abs().mean() < 0.08, organ
+
+
+def test_boxes_of_outlines_lie_in_the_scan_and_move():
+    seen = set()
+    for step in range(40):
+        start, size = pick_box((80, 48, 96), step, 0)
+        assert size == (32, 24, 32)
+        assert all(a >= 0 and 2 * (a + b) <= n for a, b, n in zip(start, size, (80, 48, 96), strict=True))
+        seen.add(start)
+    assert len(seen) > 20 and pick_box((80, 48, 96), 3, 0) == pick_box((80, 48, 96), 3, 0)

@@ -30,7 +30,7 @@ from hilum.tensors import ScanBatch
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.volume import CTVolume, Provenance
 
-FORMAT = 4
+FORMAT = 5
 """Raised whenever phantoms or preparation change, so that stale files are made anew."""
 
 
@@ -42,6 +42,7 @@ class PhantomSetSpec:
         seed: of the first phantom; phantom i has seed + i. lesions: whether lesion masks are stored.
         prevalence: chance of each finding; None draws as `hilum phantom` does.
         siblings: scans of each patient, with different findings in the same anatomy; `count` is a multiple.
+        finer: whether the first scan of each patient is stored at half the voxel too.
         spacing_mm: written spacing of the scan before preparation; None keeps each plan's own.
     """
 
@@ -53,6 +54,7 @@ class PhantomSetSpec:
     lesions: bool = False
     prevalence: float | None = None
     siblings: int = 1
+    finer: bool = False
 
     def folder(self, root: Path) -> Path:
         """Where its files are: named by everything but the count."""
@@ -109,6 +111,16 @@ def prepare_phantom(
     return out, meta
 
 
+def finer_phantom(phantom: Phantom, tensor: ScanBatch, trace: PrepTrace) -> dict[str, torch.Tensor]:
+    """The same at half the voxel: HU, and organ masks packed into one byte, bit o = organ channel o."""
+    bits = torch.zeros(trace.grid.shape, dtype=torch.uint8)
+    for bit, channel in enumerate(ORGAN_CHANNELS):
+        mask = channel_mask(phantom.scene.regions.__getitem__, channel).float().cpu()
+        inside = resample(mask, phantom.scene.grid, trace.grid, outside="zero") >= 0.5
+        bits |= inside.to(torch.uint8) << bit
+    return {"fine": (tensor[0, 0] * 1000).round().to(torch.int16), "fine_organs": bits}
+
+
 def _make_patient(job: tuple[int, PhantomSetSpec, list[Path]]) -> list[Path]:
     """All scans of one patient, on the grid of the first."""
     seed, spec, paths = job
@@ -124,6 +136,8 @@ def _make_patient(job: tuple[int, PhantomSetSpec, list[Path]]) -> list[Path]:
         tensor, trace = spec.prep.apply_like(volume, first) if first else spec.prep.apply(volume)
         first = first or trace
         tensors, meta = prepare_phantom(phantom, tensor, trace.grid, lesions=spec.lesions)
+        if spec.finer and sibling == 0:
+            tensors |= finer_phantom(phantom, *spec.prep.finer(volume, trace))
         body = save({k: v.contiguous() for k, v in tensors.items()}, metadata=meta)
         with atomic_write(path) as file:
             file.write(body)

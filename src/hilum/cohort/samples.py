@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,8 @@ class Sample:
         scan: int16 HU on `grid`. organs: uint8 (7, X, Y, Z), how much of each voxel is in each organ channel,
             255 for all of it. lesions: int32, bit d = finding d; None in training.
         labels: float32 (18,). key: seed as text.
+        fine, fine_organs: int16 HU and packed organ masks (uint8, bit o = organ channel o) at half the voxel;
+            None where they were not made.
     """
 
     scan: torch.Tensor
@@ -29,6 +31,13 @@ class Sample:
     labels: torch.Tensor
     grid: Geometry
     key: str
+    fine: torch.Tensor | None = None
+    fine_organs: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> Sample:
+        """The same with its tensors there."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, torch.Tensor)}
+        return replace(self, **moved)
 
 
 def load(path: Path) -> Sample:
@@ -37,7 +46,10 @@ def load(path: Path) -> Sample:
         meta = file.metadata()
         names = set(file.keys())
         scan = file.get_tensor("scan")
-        lesions = file.get_tensor("lesions") if "lesions" in names else None
+        lesions, fine, fine_organs = (
+            file.get_tensor(name) if name in names else None for name in ("lesions", "fine", "fine_organs")
+        )
         shape = (int(scan.shape[0]), int(scan.shape[1]), int(scan.shape[2]))
         grid = Geometry(shape, np.array(json.loads(meta["affine_ras"])))
-        return Sample(scan, file.get_tensor("organs"), lesions, file.get_tensor("labels"), grid, path.stem)
+        organs, labels = file.get_tensor("organs"), file.get_tensor("labels")
+        return Sample(scan, organs, lesions, labels, grid, path.stem, fine, fine_organs)

@@ -13,6 +13,7 @@ import torch
 from hilum.cohort.phantom_set import channel_mask, phantom_volume
 from hilum.cohort.resample import resample
 from hilum.exam.metrics import dice, dice_curve
+from hilum.geometry import Geometry
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import Phantom, make_phantom
 from hilum.read.scan_model import ModelOutput, ScanModel
@@ -60,15 +61,15 @@ def score_case(phantom: Phantom, model: ScanModel) -> CaseScore:
     case = CaseScore(phantom.plan.seed, model.name, output.pooled.tolist(), phantom.labels.tolist())
     scene = phantom.scene
 
-    def in_world(values: np.ndarray) -> np.ndarray:
-        return resample(torch.from_numpy(values), output.grid, scene.grid, outside="zero").numpy()
+    def in_world(values: np.ndarray, grid: Geometry = output.grid) -> np.ndarray:
+        return resample(torch.from_numpy(values), grid, scene.grid, outside="zero").numpy()
 
     # what was scanned, not what the model chose to look at
     scanned = volume.geometry.covers(scene.grid)
     if output.organs.any():
-        for channel, probability in zip(ORGAN_CHANNELS, output.organs, strict=True):
+        for channel, probability in zip(ORGAN_CHANNELS, output.outlines, strict=True):
             truth = channel_mask(scene.regions.__getitem__, channel).numpy() & scanned
-            case.organs[channel] = dice(in_world(probability) > 0.5, truth)
+            case.organs[channel] = dice(in_world(probability, output.outline_trace.grid) > 0.5, truth)
     for lesion in phantom.lesions:
         mask = lesion.mask.numpy()
         values = output.maps[SLUGS.index(lesion.slug)]

@@ -93,7 +93,7 @@ def examine_samples(
             slug,
             loaded.truth,
             loaded.volume.geometry,
-            organ_of=_inverted(output.organs, ORGAN_CHANNELS.index, output.trace),
+            organ_of=_inverted(output.outlines, ORGAN_CHANNELS.index, output.outline_trace),
             map_of=_inverted(output.maps, INDEX.__getitem__, output.trace),
             probability=float(output.probabilities[INDEX[NODULE]]),
         )

@@ -14,6 +14,7 @@ with convolutions where the paper has Mamba layers. What differs and why:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,9 +24,11 @@ from torch.nn import functional as F
 
 from hilum.model.bands import CellReader
 from hilum.model.fold import fold, rows, unfold, unrows
+from hilum.model.outline import Outliner, windows
 from hilum.tensors import (
     AnomalyLogits,
     FineAnomalyLogits,
+    FineLogits,
     FoldedLogits,
     HalfFeatures,
     OrganLogits,
@@ -52,6 +55,7 @@ class YNetConfig:
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
         abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
         bands_hu, contrast_hu: knots of `model.bands`. reader: width of its perceptron.
+        outline: width of `model.outline.Outliner`, 0 for none.
         deep: organ heads at 1/8 and 1/4 too, used in training only: the decoder learns
             where organs are before it learns their borders. detach: anomaly gradients stop at the organ
             decoder's features (the paper lets them through).
@@ -66,6 +70,7 @@ class YNetConfig:
     reader: int = 64
     organs: int = 7
     findings: int = 18
+    outline: int = 0
     deep: bool = False
     detach: bool = False
 
@@ -94,6 +99,11 @@ class OrganFeatures:
     coarse: tuple[torch.Tensor, ...]
     encoder: HalfFeatures
     decoder: HalfFeatures
+
+    def crop(self, start: Sequence[int], size: Sequence[int]) -> OrganFeatures:
+        """A box of it, given in half-resolution voxels; without `coarse`."""
+        box = (..., *(slice(a, a + n) for a, n in zip(start, size, strict=True)))
+        return OrganFeatures(self.logits[box], (), self.encoder[box], self.decoder[box])
 
     def rows(self) -> OrganRows:
         """Organ logits of each half-resolution voxel's eight voxels."""
@@ -197,10 +207,13 @@ class Encoder(nn.Module):
             steps.append(nn.Sequential(step, InstanceNorm(width)))
         self.steps, self.stages = nn.ModuleList(steps), nn.ModuleList(stages)
 
+    def windows(self, scan: ScanBatch) -> torch.Tensor:
+        """The scan once per input window."""
+        return windows(scan, self.low, self.high)
+
     def forward(self, scan: ScanBatch) -> list[torch.Tensor]:
         """Features at 1/2, 1/4, 1/8, 1/16."""
-        windows = (scan.clamp(self.low, self.high) - self.low) / (self.high - self.low) * 2 - 1
-        x = fold(windows).contiguous(memory_format=torch.channels_last_3d)
+        x = fold(self.windows(scan)).contiguous(memory_format=torch.channels_last_3d)
         features = []
         for step, stage in zip(self.steps, self.stages, strict=True):
             x = stage(step(x))
@@ -281,6 +294,9 @@ class YNet(nn.Module):
         self.anomaly_heads = AnomalyHeads(config)
         # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
         self.abn = LocalDecoder(2 * a + self.anomaly_heads.reader.context_width, config.abn_width)
+        self.outliner = (
+            Outliner(len(config.windows_hu), a, config.organs, config.outline) if config.outline else None
+        )
         channels_last(self)
 
     def organ_features(self, scan: ScanBatch) -> OrganFeatures:
@@ -293,6 +309,13 @@ class YNet(nn.Module):
             head(x).float() * ORGAN_GAIN for head, x in zip(self.coarse_heads, (s3, s2), strict=False)
         )
         return OrganFeatures(self.organ_head(s1).float() * ORGAN_GAIN, coarse, e1, s1)
+
+    def outlines(self, fine: ScanBatch, organs: OrganFeatures) -> FineLogits | None:
+        """Organ logits at half the voxel, from the scan there (HU / 1000); None for a network without."""
+        if self.outliner is None:
+            return None
+        logits, decoder = unfold(organs.logits.detach()), organs.decoder.detach()
+        return cast(torch.Tensor, self.outliner(self.encoder.windows(fine), logits, decoder))
 
     def anomaly_cells(self, scan: ScanBatch, organs: OrganFeatures) -> AnomalyCells:
         """What `anomaly_heads` reads of one scan (a batch of one)."""

@@ -12,13 +12,15 @@ from hilum.volume import CTVolume
 
 @runtime_checkable
 class Output(Protocol):
-    """What a scan model returns, on its own grid."""
+    """What a scan model returns, on its own grid; `outlines` are the organs as finely as it knows them."""
 
     grid: Geometry
     organs: np.ndarray
     maps: np.ndarray
     probabilities: np.ndarray
     trace: Any
+    outlines: np.ndarray
+    outline_trace: Any
 
 
 @runtime_checkable

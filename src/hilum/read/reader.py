@@ -176,7 +176,7 @@ def _assemble(
 ) -> Reading:
     synthetic = "phantom" in model.trained_on.lower() or "synthetic" in model.trained_on.lower()
     notice = NOTICE if synthetic else NOTICE_OTHER
-    organs = _organs(masks)
+    organs = _organs(masks, output, volume)
     described = Model(
         name=model.name,
         sha256=model.sha256,
@@ -205,21 +205,29 @@ def _material(
 
     def organ_of(name: str) -> ProbabilityMap:
         index = ORGAN_CHANNELS.index(name)
-        of_model = masks.source[name] == "model"
-        values = output.organs[index] if of_model else masks.masks[name].astype(np.float32)
-        return on_volume(
-            np.ascontiguousarray(values, dtype=np.float32), output.trace, volume, f"the mask of {name}"
-        )
+        what = f"the mask of {name}"
+        if masks.source[name] == "model":
+            values = np.ascontiguousarray(output.outlines[index], dtype=np.float32)
+            return on_volume(values, output.outline_trace, volume, what)
+        return on_volume(masks.masks[name].astype(np.float32), output.trace, volume, what)
 
     return Material(volume, map_of, organ_of, seconds)
 
 
-def _organs(masks: OrganMasks) -> list[OrganReading]:
+def _organs(masks: OrganMasks, output: Output, volume: CTVolume) -> list[OrganReading]:
+    grid = output.outline_trace.grid
+    field = volume.geometry.covers(grid)
+
+    def volume_ml(index: int, name: str) -> float:
+        if masks.source[name] != "model":
+            return masks.volume_ml(name)
+        return float(np.count_nonzero((output.outlines[index] > 0.5) & field)) * float(grid.voxel_ml)
+
     return [
         OrganReading(
             name=name,
             label=None if name == "global" else i + 1,
-            volume_ml=round(masks.volume_ml(name), 1),
+            volume_ml=round(volume_ml(i, name), 1),
             source=masks.source[name],
         )
         for i, name in enumerate(ORGAN_CHANNELS)

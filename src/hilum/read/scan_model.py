@@ -23,11 +23,12 @@ from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset, build_network, load_state
 from hilum.model.ynet import YNet
 from hilum.objective.mil import least_open, organ_gate, voxel_counts
-from hilum.tensors import ScanBatch
+from hilum.tensors import FineScan, ScanBatch
 from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF, SLUGS
 from hilum.volume import CTVolume
 
 OrganMaps = Float32[np.ndarray, "O U V W"]
+OutlineMaps = Float32[np.ndarray, "O X Y Z"]
 FindingMaps = Float32[np.ndarray, "D U V W"]
 FindingProbabilities = Float32[np.ndarray, "D"]
 
@@ -37,10 +38,11 @@ class ModelOutput:
     """What a model says of one scan, on the model's own grid.
 
     Args:
-        grid: of organs and maps. organs: probabilities in `vocabulary.ORGAN_CHANNELS` order.
+        grid: of organs and maps. organs: probabilities in `vocabulary.ORGAN_CHANNELS` order: the gates.
         maps: anomaly probabilities, 0 outside the finding's organ. ungated: the same before the organ gate.
         pooled: mean of the highest voxels of each map, as trained. probabilities: `pooled` after calibration.
         trace: the way back to the volume's grid.
+        outlines: `organs` as finely as the model knows them. outline_trace: their grid and way back.
     """
 
     grid: Geometry
@@ -50,17 +52,21 @@ class ModelOutput:
     pooled: FindingProbabilities
     probabilities: FindingProbabilities
     trace: PrepTrace
+    outlines: OutlineMaps
+    outline_trace: PrepTrace
 
 
 @dataclass(frozen=True)
 class Inference:
     """A network's answer at full resolution: organs (O, ...), ungated maps (D, ...), bool gate (D, ...),
-    pooled (D,)."""
+    pooled (D,), and organs at half the voxel (O, ...) if the finer scan was given to a network with outlines.
+    """
 
     organs: torch.Tensor
     maps: torch.Tensor
     gate: torch.Tensor
     pooled: FindingProbabilities
+    outlines: torch.Tensor | None = None
 
 
 class ScanModel:
@@ -130,7 +136,9 @@ class ScanModel:
     def run(self, volume: CTVolume) -> ModelOutput:
         """Prepare, infer, gate, pool. Deterministic on CPU."""
         tensor, trace = self.preset.prep.apply(volume)
-        found = self.infer(tensor)
+        fine, fine_trace = self.preset.prep.finer(volume, trace) if self.preset.net.outline else (None, trace)
+        found = self.infer(tensor, fine)
+        outlines = found.organs if found.outlines is None else found.outlines
         return ModelOutput(
             trace.grid,
             found.organs.numpy(),
@@ -139,11 +147,13 @@ class ScanModel:
             found.pooled,
             self.calibrate(found.pooled),
             trace,
+            outlines.numpy(),
+            fine_trace,
         )
 
     @torch.inference_mode()
-    def infer(self, scan: ScanBatch) -> Inference:
-        """One prepared scan (batch of one) through the network."""
+    def infer(self, scan: ScanBatch, fine: FineScan | None = None) -> Inference:
+        """One prepared scan (batch of one) through the network; `fine` is the same at half the voxel."""
         if isinstance(self.network, CamNet):
             return self._infer_cam(scan)
         assert isinstance(self.network, YNet)
@@ -157,7 +167,9 @@ class ScanModel:
         low = F.interpolate(torch.sigmoid(low), scale_factor=2.0, mode="trilinear")
         maps = 0.5 * (low + torch.sigmoid(high))[0]
         gate_of = torch.stack([gates[list(organs)].any(dim=0) for organs in GATES])
-        return Inference(organ_maps, maps, gate_of, self.pool(maps * gate_of))
+        logits = None if fine is None else self.network.outlines(fine, found)
+        outlines = None if logits is None else torch.sigmoid(logits)[0]
+        return Inference(organ_maps, maps, gate_of, self.pool(maps * gate_of), outlines)
 
     def _infer_cam(self, scan: ScanBatch) -> Inference:
         """The baseline: no organs, no gate; the scan's own head answers for the scan."""

@@ -9,9 +9,13 @@ fat in place of the heart's outer millimetres, is for steps that learn organs al
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.nn import functional as F
 
+from hilum.cohort.samples import Sample
+from hilum.errors import RunError
 from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.recipe import AugmentRecipe
 
@@ -51,10 +55,17 @@ def random_affine(
     return theta[None]
 
 
-def warp(volume: torch.Tensor, theta: torch.Tensor, *, fill: float) -> torch.Tensor:
-    """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`."""
-    grid = F.affine_grid(theta.to(volume.device), [1, *volume.shape[1:]], align_corners=False)
-    return F.grid_sample(volume - fill, grid, padding_mode="zeros", align_corners=False) + fill
+Box = tuple[slice, slice, slice]
+WHOLE: Box = (slice(None), slice(None), slice(None))
+
+
+def warp(
+    volume: torch.Tensor, theta: torch.Tensor, *, fill: float, box: Box = WHOLE, mode: str = "bilinear"
+) -> torch.Tensor:
+    """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`. `box`: only this part of the
+    result."""
+    grid = F.affine_grid(theta.to(volume.device), [1, *volume.shape[1:]], align_corners=False)[:, *box]
+    return F.grid_sample(volume - fill, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
 
 
 def organ_offsets(
@@ -90,33 +101,47 @@ def appearance(
     return ((scan + 1) * gain - 1 + offset + noise).clamp(AIR, 3.071)
 
 
-def epicardial_fat(
-    scan: torch.Tensor,
-    organs: torch.Tensor,
-    spacing_mm: float,
-    recipe: AugmentRecipe,
-    generator: torch.Generator,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fat grows from the heart's surface and grooves inwards, here more and there less: people have more of
-    it than phantoms, and it belongs to the mediastinum. (X, Y, Z) HU / 1000 and organ shares -> the same."""
-    deepest = uniform(generator, 0, recipe.fat_mm)
+@dataclass(frozen=True)
+class Fat:
+    """Fat that grows from the heart's surface and grooves inwards, here more and there less: people have more
+    of it than phantoms, and it belongs to the mediastinum.
+
+    Args:
+        thick_mm: (1, 1, 6, 6, 6), how deep, over the whole scan. hu: its value / 1000.
+    """
+
+    thick_mm: torch.Tensor
+    hu: float
+
+    def share(self, heart: torch.Tensor, spacing_mm: float) -> torch.Tensor:
+        """How much of each voxel it takes of the heart's share (X, Y, Z)."""
+        thick_mm = F.interpolate(self.thick_mm.to(heart), heart.shape, mode="trilinear")[0, 0]
+        inside = heart[None, None]
+        for axis in range(3):
+            side = [FAT_DEPTH if axis == a else 1 for a in range(3)]
+            inside = F.avg_pool3d(inside, side, stride=1, padding=[n // 2 for n in side])
+        depth_mm = (inside[0, 0] - 0.5) * FAT_DEPTH * spacing_mm
+        return heart * (depth_mm < thick_mm)
+
+    def grow(
+        self, scan: torch.Tensor, organs: torch.Tensor, share: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(X, Y, Z) HU / 1000 and organ shares -> the same with fat in `share` of each voxel."""
+        heart, mediastinum = (ORGAN_CHANNELS.index(name) for name in ("heart", "mediastinum"))
+        soft = F.avg_pool3d(share[None, None], 3, stride=1, padding=1)[0, 0] * organs[heart]
+        organs = organs.clone()
+        organs[heart] -= share
+        organs[mediastinum] += share
+        return torch.lerp(scan, torch.full_like(scan, self.hu), soft), organs
+
+
+def draw_fat(recipe: AugmentRecipe, generator: torch.Generator) -> Fat | None:
+    """None in the steps without."""
+    deepest_mm = uniform(generator, 0, recipe.fat_mm)
     if torch.rand((), generator=generator) >= recipe.fat_chance:
-        return scan, organs
-    coarse = torch.rand((1, 1, 6, 6, 6), generator=generator).to(scan)
-    thick = F.interpolate(coarse, scan.shape, mode="trilinear")[0, 0] * deepest
-    heart = organs[ORGAN_CHANNELS.index("heart")]
-    inside = heart[None, None]
-    for axis in range(3):
-        side = [FAT_DEPTH if axis == a else 1 for a in range(3)]
-        inside = F.avg_pool3d(inside, side, stride=1, padding=[n // 2 for n in side])
-    depth_mm = (inside[0, 0] - 0.5) * FAT_DEPTH * spacing_mm
-    fat = heart * (depth_mm < thick)
-    soft = F.avg_pool3d(fat[None, None], 3, stride=1, padding=1)[0, 0] * heart
-    scan = torch.lerp(scan, torch.full_like(scan, uniform(generator, -0.12, -0.07)), soft)
-    organs = organs.clone()
-    organs[ORGAN_CHANNELS.index("heart")] -= fat
-    organs[ORGAN_CHANNELS.index("mediastinum")] += fat
-    return scan, organs
+        return None
+    thick_mm = torch.rand((1, 1, 6, 6, 6), generator=generator) * deepest_mm
+    return Fat(thick_mm, uniform(generator, -0.12, -0.07))
 
 
 def augment(
@@ -133,9 +158,48 @@ def augment(
 
     `organs_alone`: also what would hide findings, for steps that learn none.
     """
-    theta = random_affine((scan.shape[0], scan.shape[1], scan.shape[2]), spacing_mm, recipe, generator)
-    image = warp(scan.float()[None, None] / 1000, theta, fill=AIR)[0, 0]
-    shares = warp(organs.float()[None] / 255, theta, fill=0.0)[0]
-    if organs_alone:
-        image, shares = epicardial_fat(image, shares, spacing_mm, recipe, generator)
+    theta = random_affine(_shape(scan), spacing_mm, recipe, generator)
+    image, shares = _warped(scan, organs, theta)
+    if organs_alone and (fat := draw_fat(recipe, generator)):
+        heart = shares[ORGAN_CHANNELS.index("heart")]
+        image, shares = fat.grow(image, shares, fat.share(heart, spacing_mm))
     return appearance(image, shares, recipe, generator)[None, None], shares[None]
+
+
+def augment_finer(
+    sample: Sample, box: Box, spacing_mm: float, recipe: AugmentRecipe, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One look for a scan and for a box of it at half the voxel, as for steps that learn organs alone.
+
+    Returns:
+        the scan as of `augment`; the box (1, 1, ...) HU / 1000; its organ shares (1, O, ...).
+    """
+    if sample.fine is None or sample.fine_organs is None:
+        raise RunError("MASK_MISSING", "steps that learn outlines need finer scans", path=sample.key)
+    theta = random_affine(_shape(sample.scan), spacing_mm, recipe, generator)
+    image, shares = _warped(sample.scan, sample.organs, theta)
+    near = warp(sample.fine.float()[None, None] / 1000, theta, fill=AIR, box=box)[0, 0]
+    bits = warp(sample.fine_organs.float()[None, None], theta, fill=0.0, box=box, mode="nearest")[0, 0]
+    packed = bits.round().to(torch.uint8)
+    masks = torch.stack([(packed >> bit) & 1 for bit in range(len(ORGAN_CHANNELS))]).float()
+    if fat := draw_fat(recipe, generator):
+        heart = ORGAN_CHANNELS.index("heart")
+        share = fat.share(shares[heart], spacing_mm)
+        finer = F.interpolate(share[None, None], scale_factor=2.0, mode="trilinear")[0, 0][box]
+        image, shares = fat.grow(image, shares, share)
+        near, masks = fat.grow(near, masks, masks[heart] * (finer > 0.5))
+    state = generator.get_state()
+    scan = appearance(image, shares, recipe, generator)
+    generator.set_state(state)
+    return scan[None, None], appearance(near, masks, recipe, generator)[None, None], masks[None]
+
+
+def _shape(scan: torch.Tensor) -> tuple[int, int, int]:
+    return scan.shape[0], scan.shape[1], scan.shape[2]
+
+
+def _warped(
+    scan: torch.Tensor, organs: torch.Tensor, theta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    image = warp(scan.float()[None, None] / 1000, theta, fill=AIR)[0, 0]
+    return image, warp(organs.float()[None] / 255, theta, fill=0.0)[0]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hilum.tensors import Labels, OrganTruth, ScanBatch
 
-Learns = Literal["organs", "findings", "both"]
+Learns = Literal["organs", "findings", "both", "outlines"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,28 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class FineView:
+    """A box of the scan at half the voxel.
+
+    Args:
+        start, size: of the box in half-resolution voxels (four of these along each axis). scan: HU / 1000.
+        organs: shares of each voxel.
+    """
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+    scan: ScanBatch
+    organs: OrganTruth
+
+
+@dataclass(frozen=True)
 class Batch:
     """One augmented scan with its weak truth.
 
     Args:
         scan: HU / 1000. organs: shares of each voxel. labels: 18 scan labels, NaN unknown.
         learns: what this step is for. progress: how far its phase is, 0..1.
-        prevalence: of the training set, per finding.
+        prevalence: of the training set, per finding. fine: for steps that learn outlines.
     """
 
     scan: ScanBatch
@@ -40,3 +55,4 @@ class Batch:
     learns: Learns
     progress: float
     prevalence: tuple[float, ...]
+    fine: FineView | None = None

@@ -14,10 +14,10 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hilum.cohort.samples import Sample, load
-from hilum.errors import RunError
+from hilum.errors import RunError, UsageError
 from hilum.model.preset import Preset, build_network
-from hilum.train.augment import augment
-from hilum.train.batch import Batch, Phase
+from hilum.train.augment import augment, augment_finer
+from hilum.train.batch import Batch, FineView, Phase
 from hilum.train.checkpoint import load_checkpoint, save_checkpoint
 from hilum.train.methods import cam, exact_small
 from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
@@ -25,6 +25,8 @@ from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
 Losses = dict[str, torch.Tensor]
 Patient = list[Path]
 """Prepared scans of one patient."""
+BOX = 32
+"""Side of the box in which a step learns outlines, in half-resolution voxels."""
 
 
 class Method(Protocol):
@@ -50,13 +52,16 @@ class Progress:
 
 
 def phase_of(step: int, recipe: OptimRecipe) -> Phase:
-    """What a step is for."""
+    """What a step is for: organs, then findings (or both at once), then outlines."""
     first = min(recipe.organ_steps, recipe.steps)
+    last = max(first, recipe.steps - recipe.outline_steps)
     if step < first:
         return Phase("organs", 0, first, recipe.lr)
+    if step >= last:
+        return Phase("outlines", last, recipe.steps - last, recipe.outline_lr or recipe.lr)
     if first == 0:
-        return Phase("both", 0, recipe.steps, recipe.lr)
-    return Phase("findings", first, recipe.steps - first, recipe.finding_lr or recipe.lr)
+        return Phase("both", 0, last, recipe.lr)
+    return Phase("findings", first, last - first, recipe.finding_lr or recipe.lr)
 
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
@@ -82,6 +87,16 @@ def pick_scans(patient: Patient, count: int, step: int, seed: int) -> Patient:
     return [patient[i] for i in torch.randperm(len(patient), generator=generator)[:count].tolist()]
 
 
+def scans_of(patient: Patient, step: int, recipe: Recipe) -> Patient:
+    """What a step sees of its patient."""
+    learns = phase_of(step, recipe.optim).learns
+    if learns == "outlines":
+        # the one that was made finer too
+        return patient[:1]
+    # siblings have the same organs
+    return pick_scans(patient, 1 if learns == "organs" else recipe.optim.scans, step, recipe.seed)
+
+
 def make_batch(
     sample: Sample, step: int, recipe: Recipe, preset: Preset, prevalence: tuple[float, ...]
 ) -> Batch:
@@ -90,16 +105,29 @@ def make_batch(
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     device = _device(recipe)
     phase = phase_of(step, recipe.optim)
-    scan, organs = augment(
-        sample.scan.to(device),
-        sample.organs.to(device),
-        preset.prep.spacing_mm,
-        recipe.augment,
-        generator,
-        organs_alone=phase.learns == "organs",
-    )
+    spacing_mm = preset.prep.spacing_mm
+    sample, fine = sample.to(device), None
+    if phase.learns == "outlines":
+        start, size = pick_box(sample.scan.shape, step, recipe.seed)
+        box = tuple(slice(4 * a, 4 * (a + n)) for a, n in zip(start, size, strict=True))
+        scan, near, masks = augment_finer(sample, box, spacing_mm, recipe.augment, generator)  # type: ignore[arg-type]
+        organs, fine = sample.organs[None] / 255, FineView(start, size, near, masks)
+    else:
+        alone = phase.learns == "organs"
+        look = (spacing_mm, recipe.augment, generator)
+        scan, organs = augment(sample.scan, sample.organs, *look, organs_alone=alone)
     progress = (step - phase.start) / phase.steps
-    return Batch(scan, organs, sample.labels[None].to(device), phase.learns, progress, prevalence)
+    return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine)
+
+
+def pick_box(shape: Sequence[int], step: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and size of the box of a step that learns outlines, in half-resolution voxels."""
+    generator = torch.Generator().manual_seed(seed * 100_043 + step)
+    size = tuple(min(n // 2, BOX) for n in shape)
+    start = tuple(
+        int(torch.randint(n // 2 - b + 1, (), generator=generator)) for n, b in zip(shape, size, strict=True)
+    )
+    return start, size
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -130,7 +158,11 @@ def train(
 
     Raises:
         RunError: `LOSS_NONFINITE` with the scan's key; the last good checkpoint stays.
+        UsageError: `CONFIG_VALUE` for steps that the preset has no network for.
     """
+    if recipe.optim.outline_steps and not (preset.network == "ynet" and preset.net.outline):
+        got = f"{recipe.optim.outline_steps} for {preset.name}"
+        raise UsageError("CONFIG_VALUE", "outline_steps need a preset with outlines", got=got)
     torch.manual_seed(recipe.seed)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
@@ -152,9 +184,7 @@ def train(
     for step in range(start, recipe.optim.steps):
         began = time.monotonic()
         patient = patients[pick(step, len(patients), recipe.seed)]
-        # siblings have the same organs
-        count = 1 if phase_of(step, recipe.optim).learns == "organs" else recipe.optim.scans
-        samples = [load(path) for path in pick_scans(patient, count, step, recipe.seed)]
+        samples = [load(path) for path in scans_of(patient, step, recipe)]
         batches = {s.key: make_batch(s, step, recipe, preset, prevalence) for s in samples}
         losses = _step(model, optim, batches, preset, recipe, step)
         average.update_parameters(model)

@@ -60,8 +60,10 @@ class OptimRecipe(Strict):
     organ_steps: int = Field(
         0, ge=0, description="first steps: organs alone, then findings alone; 0 trains both at once"
     )
+    outline_steps: int = Field(0, ge=0, description="last steps: organ borders at half the voxel, alone")
     lr: float = Field(2e-3, gt=0)
     finding_lr: float | None = Field(None, gt=0, description="after organ_steps; None is lr")
+    outline_lr: float | None = Field(None, gt=0, description="of outline_steps; None is lr")
     weight_decay: float = 1e-2
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW's memory of squared gradients")
     scans: int = Field(1, ge=1, description="scans of one patient per step")

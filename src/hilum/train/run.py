@@ -32,6 +32,7 @@ def training_spec(recipe: Recipe, preset: Preset) -> PhantomSetSpec:
         lesions=False,
         prevalence=data.prevalence,
         siblings=data.siblings,
+        finer=recipe.optim.outline_steps > 0,
     )
 
 

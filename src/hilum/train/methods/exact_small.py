@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 
 import torch
@@ -37,17 +37,30 @@ def organ_rows(organs: OrganTruth) -> torch.Tensor:
 
 def organ_loss(features: OrganFeatures, batch: Batch, recipe: ObjectiveRecipe) -> torch.Tensor:
     """Tversky + focal on the full grid, and on the coarse heads while a deep network trains."""
-    tversky = partial(
-        tversky_focal,
-        false_positive=recipe.tversky_fp,
-        false_negative=recipe.tversky_fn,
-        focal_alpha=recipe.focal_alpha,
-    )
+    tversky = _tversky(recipe)
     loss = tversky(features.rows().transpose(1, 2), organ_rows(batch.organs).transpose(1, 2))
     for coarse in features.coarse:
         shares = F.avg_pool3d(batch.organs, batch.organs.shape[2] // coarse.shape[2])
         loss = loss + recipe.coarse_weight * tversky(coarse, shares)
     return segmentation_weight(batch.progress) * loss
+
+
+def outline_loss(model: YNet, features: OrganFeatures, batch: Batch, recipe: ObjectiveRecipe) -> torch.Tensor:
+    """Tversky + focal at half the voxel, in one box."""
+    view = batch.fine
+    assert view is not None, "the loop gives steps that learn outlines a finer view"
+    logits = model.outlines(view.scan, features.crop(view.start, view.size))
+    assert logits is not None, "the loop refuses a preset without outlines"
+    return _tversky(recipe)(logits, view.organs)
+
+
+def _tversky(recipe: ObjectiveRecipe) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    return partial(
+        tversky_focal,
+        false_positive=recipe.tversky_fp,
+        false_negative=recipe.tversky_fn,
+        focal_alpha=recipe.focal_alpha,
+    )
 
 
 def shared_gate(
@@ -91,11 +104,13 @@ def anomaly_loss(
 def losses(
     model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
-    """`organs` and `anomaly`, each already weighted; their sum is minimised."""
+    """`organs` and `anomaly`, or `outlines`, each already weighted; their sum is minimised."""
     learns = batches[0].learns
-    # while findings are learnt alone, the encoder and the organ decoder rest
-    with torch.set_grad_enabled(learns != "findings" and torch.is_grad_enabled()):
+    # while findings or outlines are learnt alone, the encoder and the organ decoder rest
+    with torch.set_grad_enabled(learns in ("organs", "both") and torch.is_grad_enabled()):
         organs = [model.organ_features(batch.scan) for batch in batches]
+    if learns == "outlines":
+        return {"outlines": outline_loss(model, organs[0], batches[0], recipe)}
     named = {}
     if learns != "findings":
         # siblings have the same organs: one of them is enough
