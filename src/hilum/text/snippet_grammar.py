@@ -54,7 +54,8 @@ class _Scan(Numbers):
         super().__init__(tokens)
         self.found: list[Mention] = []
         self.slash_means_place = any(
-            self.is_series(i) and self.at(i + 1).text == "/" and self.is_image(i + 2) for i in range(len(tokens))
+            self.is_series(i) and self.at(i + 1).text == "/" and self.is_image(i + 2)
+            for i in range(len(tokens))
         )
 
     def run(self) -> list[Mention]:
@@ -166,7 +167,11 @@ class _Scan(Numbers):
             return False
         if self.at(after).text in SERIES or (self.is_series(after) and self.number_after(after) == after + 1):
             return self.number_after(after) is not None
-        alone = self.at(index - 1).text in OPENING or self.at(index - 1).text in (",", ";") or self.is_see(index - 1)
+        alone = (
+            self.at(index - 1).text in OPENING
+            or self.at(index - 1).text in (",", ";")
+            or self.is_see(index - 1)
+        )
         return self.at(index).text == "im" and alone and self.ends(last)
 
     def near(self, last: int, index: int) -> bool:
@@ -184,7 +189,11 @@ class _Scan(Numbers):
         if before is None or before.series is None or not before.images:
             return None
         between = [self.at(k).text for k in range(before.last + 1, min(index, before.last + 4))]
-        if index > before.last + 3 or not between or any(b not in AND and b not in (",", ";") for b in between):
+        if (
+            index > before.last + 3
+            or not between
+            or any(b not in AND and b not in (",", ";") for b in between)
+        ):
             return None
         if self.inside[index] != self.inside[before.last]:
             return None
@@ -217,7 +226,7 @@ class _Scan(Numbers):
     def is_ratio(self, index: int, opened: int) -> bool:
         """A ratio, a dilution or a time of day."""
         low, high = self.at(index), self.at(index + 2)
-        if low.text.startswith("0") or high.text.startswith("0") and len(high.text) != 2:
+        if low.text.startswith("0") or (high.text.startswith("0") and len(high.text) != 2):
             return True
         if low.value == 1 and (high.value <= 5 or high.value in (10, 20, 50, 100, 1000, 10000)):
             return True

@@ -18,14 +18,13 @@ MAX_SENTENCE = 2000
 SHORT_LINE = 60
 """A line this short did not end because the paper did."""
 MARKS = frozenset({",", "(", "[", "/", ";", ":"}) | DASHES
-PREPOSITIONS = frozenset("of in on from der des von aus auf to zu".split())
+PREPOSITIONS = frozenset(["of", "in", "on", "from", "der", "des", "von", "aus", "auf", "to", "zu"])
 PASSED = frozenset(
-    "the dem den die das at axial axiale axialer coronal sagittal koronar sagittale lung soft tissue bone window "
-    "lungenfenster weichteilfenster knochenfenster kernel im mit with image images number".split()
+    ["the", "dem", "den", "die", "das", "at", "axial", "axiale", "axialer", "coronal", "sagittal", "koronar", "sagittale", "lung", "soft", "tissue", "bone", "window", "lungenfenster", "weichteilfenster", "knochenfenster", "kernel", "im", "mit", "with", "image", "images", "number"]
 )
 """Words that may stand between an image and its series."""
 BULLETS = frozenset("-*•·–>")
-ARTICLES = frozenset("der die das dem den des im am zur zum vom ins beim the".split())
+ARTICLES = frozenset(["der", "die", "das", "dem", "den", "des", "im", "am", "zur", "zum", "vom", "ins", "beim", "the"])
 
 
 @dataclass(frozen=True)

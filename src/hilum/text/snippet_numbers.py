@@ -106,13 +106,17 @@ class Numbers:
         after, more = self.at(index + 1), self.at(index + 2)
         if after.text in UNITS and not (after.text == "s" and self.is_pairable(index + 1)):
             return False
-        if after.text in ("x", "×", "*", "mal") and (more.kind in ("number", "decimal") or after.text != "mal"):
+        if after.text in ("x", "×", "*", "mal") and (
+            more.kind in ("number", "decimal") or after.text != "mal"
+        ):
             return False
         if after.text in ("%", "°", "‰", "'", "′", "$", "€") or (after.text == "_" and self.glued(index + 1)):
             return False
         if after.kind == "word" and self.glued(index + 1):
             return after.text in ("f", "ff") or self.is_image(index + 1) or self.is_series(index + 1)
-        return not (after.text in DASHES and self.glued(index + 1) and more.kind == "word" and self.glued(index + 2))
+        return not (
+            after.text in DASHES and self.glued(index + 1) and more.kind == "word" and self.glued(index + 2)
+        )
 
     def is_pairable(self, index: int) -> bool:
         """A word for series with its number behind it."""

@@ -25,59 +25,47 @@ TOKEN = re.compile(
     r"|(?P<number>[0-9]++)|(?P<word>[^\W\d_]++)|(?P<mark>[^\w\s]|_)"
 )
 
-SERIES = frozenset("series serie serien ser se sers seriennummer seriennr".split())
+SERIES = frozenset(["series", "serie", "serien", "ser", "se", "sers", "seriennummer", "seriennr"])
 SERIES_WEAK = frozenset({"s"})
 """Words too short to stand alone: a segment, a sacral vertebra, a page."""
 IMAGE = frozenset(
-    "image images img imgs ima imas bild bilder bildern bildes bilde bildnummer bildnr slice slices schicht "
-    "schichten schichtbild schichtbilder schnitt schnitte schnitten schnittbild schnittbilder ims".split()
+    ["image", "images", "img", "imgs", "ima", "imas", "bild", "bilder", "bildern", "bildes", "bilde", "bildnummer", "bildnr", "slice", "slices", "schicht", "schichten", "schichtbild", "schichtbilder", "schnitt", "schnitte", "schnitten", "schnittbild", "schnittbilder", "ims"]
 )
 IMAGE_WEAK = frozenset({"im", "i", "b", "sl"})
 PLURAL = frozenset(
-    "images imgs imas ims bilder bildern slices schichten schichtbilder schnitte schnitten schnittbilder "
-    "ima im img".split()
+    ["images", "imgs", "imas", "ims", "bilder", "bildern", "slices", "schichten", "schichtbilder", "schnitte", "schnitten", "schnittbilder", "ima", "im", "img"]
 )
 """Words that a list of numbers may follow; the short ones do not tell."""
-ABBREVIATED = frozenset("se ser sers s im img imgs ima ims i b sl seriennr bildnr nr no".split())
+ABBREVIATED = frozenset(["se", "ser", "sers", "s", "im", "img", "imgs", "ima", "ims", "i", "b", "sl", "seriennr", "bildnr", "nr", "no"])
 """Keywords that may carry a full stop of their own."""
 
-NUMBERED = frozenset("number no nr nummer num position pos".split())
-TO = frozenset("to bis through thru until till".split())
+NUMBERED = frozenset(["number", "no", "nr", "nummer", "num", "position", "pos"])
+TO = frozenset(["to", "bis", "through", "thru", "until", "till"])
 DASHES = frozenset("-–—‐‑−")
 AND = frozenset({"and", "und", "u", "sowie", "&", "+", "or", "oder"})
 OPENING, CLOSING = frozenset("([{"), frozenset(")]}")
 
 UNITS = frozenset(
-    "mm cm m ml l cc hu he g mg kg gy mgy msv sv kv kvp ma mas s sec sek min h hz mhz bpm mmhg ppm mci mbq "
-    "percent prozent months month weeks week days day years year hours minutes seconds yo "
-    "monate monaten monat wochen woche tage tagen tag jahre jahren jahr jährige jähriger jährigen stunden "
-    "minuten sekunden uhr am pm times fold malig fach th st nd rd".split()
+    ["mm", "cm", "m", "ml", "l", "cc", "hu", "he", "g", "mg", "kg", "gy", "mgy", "msv", "sv", "kv", "kvp", "ma", "mas", "s", "sec", "sek", "min", "h", "hz", "mhz", "bpm", "mmhg", "ppm", "mci", "mbq", "percent", "prozent", "months", "month", "weeks", "week", "days", "day", "years", "year", "hours", "minutes", "seconds", "yo", "monate", "monaten", "monat", "wochen", "woche", "tage", "tagen", "tag", "jahre", "jahren", "jahr", "jährige", "jähriger", "jährigen", "stunden", "minuten", "sekunden", "uhr", "am", "pm", "times", "fold", "malig", "fach", "th", "st", "nd", "rd"]
 )
 """A number before one of these is a quantity."""
 COUNTED = frozenset(
-    "nodules nodule lesions lesion nodes node lymph further additional other others more masses cysts foci "
-    "patients images slices series segments ribs "
-    "rundherde rundherd herde herd läsionen läsion lymphknoten weitere weiteren zysten knoten noduli "
-    "bilder schichten serien segmente rippen rippe segment interkostalraum icr bwk lwk hwk brustwirbel "
-    "lebensjahr wirbel wirbelkörper".split()
+    ["nodules", "nodule", "lesions", "lesion", "nodes", "node", "lymph", "further", "additional", "other", "others", "more", "masses", "cysts", "foci", "patients", "images", "slices", "series", "segments", "ribs", "rundherde", "rundherd", "herde", "herd", "läsionen", "läsion", "lymphknoten", "weitere", "weiteren", "zysten", "knoten", "noduli", "bilder", "schichten", "serien", "segmente", "rippen", "rippe", "segment", "interkostalraum", "icr", "bwk", "lwk", "hwk", "brustwirbel", "lebensjahr", "wirbel", "wirbelkörper"]
 )
 """A number before one of these counts or names something else than an image."""
 FOLLOWS = frozenset(
-    "of in on at from with within the is are was were show shows demonstrate demonstrates see respectively "
-    "der die das des dem den von vom aus auf im zeigt zeigen zeigte ist sind war waren mit bei ff f".split()
+    ["of", "in", "on", "at", "from", "with", "within", "the", "is", "are", "was", "were", "show", "shows", "demonstrate", "demonstrates", "see", "respectively", "der", "die", "das", "des", "dem", "den", "von", "vom", "aus", "auf", "im", "zeigt", "zeigen", "zeigte", "ist", "sind", "war", "waren", "mit", "bei", "ff", "f"]
 )
 """Words that may follow the last number of a list."""
-COUNTING = frozenset("number total anzahl gesamtzahl zahl insgesamt count".split())
-SEE = frozenset("see siehe s vgl cf vergleiche ref".split())
+COUNTING = frozenset(["number", "total", "anzahl", "gesamtzahl", "zahl", "insgesamt", "count"])
+SEE = frozenset(["see", "siehe", "s", "vgl", "cf", "vergleiche", "ref"])
 NOT_PLACES = frozenset(
-    "ratio ratios verhältnis verhältnisses dilution diluted verdünnung verdünnt index quotient score uhr um "
-    "time at injection maßstab scale odds".split()
+    ["ratio", "ratios", "verhältnis", "verhältnisses", "dilution", "diluted", "verdünnung", "verdünnt", "index", "quotient", "score", "uhr", "um", "time", "at", "injection", "maßstab", "scale", "odds"]
 )
 """Before these a pair of numbers is a ratio or a time."""
 
 ABBREVIATIONS = frozenset(
-    "s se ser im img no nr ca z b v a n i re li dr vs vgl cf bzw ggf max min approx st e g p u o d h evtl ant post "
-    "lat med inf sup dd abb fig ed al incl inkl zw bds sog usw etc segm seg resp rt lt ml".split()
+    ["s", "se", "ser", "im", "img", "no", "nr", "ca", "z", "b", "v", "a", "n", "i", "re", "li", "dr", "vs", "vgl", "cf", "bzw", "ggf", "max", "min", "approx", "st", "e", "g", "p", "u", "o", "d", "h", "evtl", "ant", "post", "lat", "med", "inf", "sup", "dd", "abb", "fig", "ed", "al", "incl", "inkl", "zw", "bds", "sog", "usw", "etc", "segm", "seg", "resp", "rt", "lt", "ml"]
 )
 """A full stop after one of these ends no sentence."""
 

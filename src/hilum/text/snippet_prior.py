@@ -1,0 +1,191 @@
+"""Which references belong to an earlier study: cues of time in a sentence, and how far each reaches.
+
+A note about the earlier study behind a reference leaves that reference alone ("nodule (Se 4/38), unchanged to
+the prior CT"); a reference said to lie in the earlier study belongs to it. Works on sentences in which every
+reference is masked by `MASK` signs, so that its numbers are no cues. Source: our own rules (row E12).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hilum.text.snippet_words import DATE
+
+MASK = "\ue000"
+"""Stands for each character of a reference."""
+
+CueKind = Literal["prior", "compare", "current"]
+
+MONTH = r"(?:jan|feb|mar|mär|apr|may|mai|jun|jul|aug|sep|oct|okt|nov|dec|dez)[a-zä]{0,7}\.?"
+WHEN = (
+    rf"(?:{DATE}|(?:[0-3]?[0-9]\.?\s)?{MONTH}\s(?:19|20)[0-9]{{2}}(?![0-9])"
+    r"|[01]?[0-9]/(?:19|20)[0-9]{2}(?![0-9])|(?:19|20)[0-9]{2}(?![0-9./:]))"
+)
+STUDY = (
+    r"(?:cts?|mri|mrt|pet(?:[-/]ct)?|stud(?:y|ies)|exam(?:ination)?s?|scans?|imaging|images?|reports?|series|"
+    r"untersuchung(?:en)?|studien?|aufnahmen?|bildgebung|serien?|bild(?:er|ern)?|befund(?:e|es|en)?)\b"
+)
+OLD = (
+    r"(?:prior|previous|earlier|preceding|old|older|last|outside|external|baseline|comparison|former|initial)"
+)
+ALT = r"(?:letzt|vorherig|vorangegangen|vorangehend|vorhergehend|früher|vorig|alt|extern|auswärtig|damalig)e[nrsm]?"
+SEEN = (
+    r"(?:described|seen|noted|known|reported|demonstrated|identified|visuali[sz]ed|mentioned|biopsied|treated|"
+    r"resected|characteri[sz]ed|suspected|beschrieben|bekannt|gesehen|genannt|erwähnt|behandelt)"
+)
+FILL = r"(?:\s[a-zäöüß/-]{1,20}){0,2}?\s"
+OF = r"(?:vom|von|of|from|dated|on|am|aus|in)"
+
+CUE = re.compile(
+    rf"(?P<current>\b(?:(?:current|present|today's|this|aktuelle[nrsm]?|heutige[nrsm]?|jetzige[nrsm]?|"
+    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?|now|currently|today|at present|aktuell|jetzt|heute|"
+    r"nunmehr|nun|gegenwärtig)\b)"
+    rf"|(?P<since>\b(?:since|seit(?:\sdem)?|gegenüber(?:\s(?:dem|vom))?|(?:im\s)?vergleich\s(?:zum|zur|mit)|"
+    rf"compared\s(?:with|to)(?:\sthe)?|verglichen\smit(?:\sdem)?)\s{WHEN})"
+    rf"|(?P<prior>\b(?:{OLD}{FILL}{STUDY}|{ALT}\s(?:[a-zäöüß-]{{1,20}}\s)?{STUDY}|"
+    rf"priors?(?=\s{{0,2}}(?:[:;,.()\[\]{MASK}]|$))|(?:previous|comparison|vergleich)(?=\s?:)|"
+    r"vor-?(?:untersuchung(?:en)?|befund(?:e|es|en)?|aufnahmen?|studien?|serien?|bilder|bildern|ct|mrt|pet[-/]?ct)\b|"
+    rf"vu\b|(?:previously|formerly|zuvor|vorher|vormals|ehemals|damals|früher)\b(?!\s{SEEN})|at that time\b)"
+    rf"(?:\s?[,(]?\s?(?:{OF}\s)?{WHEN})?)"
+    rf"|(?P<dated>\b{STUDY}{FILL[:-2]}\s(?:{OF}\s)?{WHEN})"
+    rf"|(?P<near>(?:\b{OF}\s)?\b(?:{DATE})(?=[\s,:(\[]{{0,3}}{MASK})|(?<={MASK}\s)(?:vom|of|from|dated|am|on)\s{WHEN})",
+    re.IGNORECASE,
+)
+COMPARED = re.compile(
+    r"\b(?:(?:in\s)?compar(?:ed|ison)\s(?:with|to)|than|from|since|versus|vs\.?|relative\sto|to|unchanged|stable|"
+    r"gegenüber|zur|zum|zu|(?:im\s)?vergleich\s(?:mit|zu|zur|zum)|seit|verglichen\smit|als)"
+    r"(?:\s(?:the|a|an|der|dem|den|die|einer|einem|his|her))?\s$",
+    re.IGNORECASE,
+)
+DENIED = re.compile(r"\b(?:no|any|keine[nrsm]?|without|ohne)\s$", re.IGNORECASE)
+NEGATION = re.compile(r"\b(?:not|no|never|nicht|kein(?:e[nrsm]?)?|without|ohne)\b", re.IGNORECASE)
+ATTACHED = re.compile(r"\s?(?:[,(\[-]\s?)?(?:(?:of|in|on|from|at|the|der|des|dem|den|im|auf|aus|von|zur)\s)*")
+BOUND = re.compile(r"(?:of|in|on|from|at|der|des|dem|den|im|auf|aus|von)\s")
+ADJACENT = re.compile(rf"[\s,:;(\[-]{{0,4}}(?:(?:ct|{OF})\s)?")
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A word about time: characters of its sentence, what it says, and whether a date belongs to it."""
+
+    kind: CueKind
+    start: int
+    end: int
+    dated: bool
+
+
+def cues_of(masked: str) -> list[Cue]:
+    """The cues of a sentence whose references are masked, in order."""
+    cues: list[Cue] = []
+    for match in CUE.finditer(masked):
+        before = masked[max(0, match.start() - 40) : match.start()]
+        kind: CueKind = "prior"
+        if match.lastgroup in ("current", "since"):
+            kind = "current" if match.lastgroup == "current" else "compare"
+        elif DENIED.search(before):
+            continue
+        elif COMPARED.search(before):
+            kind = "compare"
+        elif match.lastgroup == "dated" and match.start() == 0 and not _adjacent(masked, match.end()):
+            continue  # "CT of 12.03.2015: ..." is the title of the report itself
+        dated = re.search(WHEN, match.group(), re.IGNORECASE) is not None
+        cues.append(Cue(kind, match.start(), match.end(), dated))
+    return cues
+
+
+def prior_flags(
+    masked: str, cues: Sequence[Cue], places: Sequence[tuple[int, int]], series: Sequence[int | None]
+) -> list[bool]:
+    """Which references belong to an earlier study.
+
+    Args:
+        masked: sentence with every reference masked. cues: of `cues_of`.
+        places: start and end of each reference in the sentence, in order. series: number of each.
+    """
+    closes = _closes(masked)
+    flags: list[bool] = []
+    for at, (start, end) in enumerate(places):
+        flag = _attached(masked, cues, start, end)
+        flags.append(flag or _told(masked, cues, closes, places, series, flags, at, start))
+    return flags
+
+
+def _attached(masked: str, cues: Sequence[Cue], start: int, end: int) -> bool:
+    """True for "image 20 of the previous study" and "(Se 3/20, prior CT)"."""
+    cue = next((c for c in cues if c.start >= end), None)
+    if cue is None or cue.kind != "prior" or _adjacent(masked, cue.end):
+        return False
+    between = masked[end : cue.start]
+    link = ATTACHED.fullmatch(between)
+    if link is None:
+        return False
+    if BOUND.search(between) or masked[cue.start : cue.end].lower().startswith(
+        ("vom ", "of ", "from ", "dated ")
+    ):
+        return "," not in between
+    rest = masked[cue.end : cue.end + 2].lstrip()
+    return rest[:1] in (")", "]") and (between.strip() != "" or masked[start:end] != "")
+
+
+def _told(
+    masked: str,
+    cues: Sequence[Cue],
+    closes: Sequence[int],
+    places: Sequence[tuple[int, int]],
+    series: Sequence[int | None],
+    flags: Sequence[bool],
+    at: int,
+    start: int,
+) -> bool:
+    """True when the last cue before a reference puts it into an earlier study."""
+    cue = next((c for c in reversed(cues) if c.end <= start and closes[c.start] > start), None)
+    if cue is None or cue.kind == "current":
+        return False
+    between = masked[cue.end : start]
+    earlier = [k for k in range(at) if places[k][0] >= cue.end]
+    if cue.kind == "compare":
+        if ADJACENT.fullmatch(between) is None:
+            return False
+        leads = COMPARED.fullmatch(masked[: cue.start].lstrip()) is not None
+        bracket = "(" in between or "[" in between
+        return cue.dated or not bracket or leads or any(not f for f in flags)
+    if ";" in between and closes[cue.start] == len(masked):
+        return False
+    if NEGATION.search(between):
+        return False
+    if not earlier:
+        return True
+    last = earlier[-1]
+    if not flags[last]:
+        return False
+    joint = re.fullmatch(r"[\s,;&]*(?:and|und)?\s*", masked[places[last][1] : start]) is not None
+    return joint or series[at] == series[last]
+
+
+def _adjacent(masked: str, end: int) -> bool:
+    """True when a reference follows at once."""
+    match = ADJACENT.match(masked, end)
+    at = match.end() if match else end
+    return masked[at : at + 1] == MASK
+
+
+def _closes(masked: str) -> list[int]:
+    """For each character the end of the innermost bracket around it; the end of the sentence outside."""
+    closes, ends = [len(masked)] * len(masked), [len(masked)]
+    partner: dict[int, int] = {}
+    stack: list[int] = []
+    for at, sign in enumerate(masked):
+        if sign in "([":
+            stack.append(at)
+        elif sign in ")]" and stack:
+            partner[stack.pop()] = at
+    for at, sign in enumerate(masked):
+        if at in partner:
+            ends.append(partner[at])
+        elif sign in ")]" and len(ends) > 1 and ends[-1] == at:
+            ends.pop()
+        closes[at] = ends[-1]
+    return closes
