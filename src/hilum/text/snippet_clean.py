@@ -18,14 +18,17 @@ SIGNS = re.compile(f"[{MASK}{AUX}{OLD}]")
 WORD = re.compile(r"[^\W_]")
 
 BEFORE_CUE = re.compile(
-    r"(?:\b(?:in|on|at|from|to|of|since|than|as|with|by|im|auf|am|aus|bei|von|zur|zum|zu|gegenüber|seit|als|wie|"
-    r"vergleich|compared|comparison|relative|versus|vs|unchanged|stable|unverändert|größenkonstant|konstant|already|"
-    r"bereits|schon|noch|the|a|an|der|dem|den|die|das|des|einer|einem|seen|known|bekannt|when|said|now|size|in "
-    r"size|and|und)\s)+$",
+    r"(?:\b(?:in|on|at|from|to|of|since|than|as|with|by|im|auf|am|aus|bei|von|zur|zum|zu|mit|gegenüber|seit|als|wie|"
+    r"verglichen|vergleich|idem|identisch|analog|identical|similar|compared|comparison|relative|versus|vs|"
+    r"unchanged|stable|unverändert|größenkonstant|konstant|already|bereits|schon|noch|the|a|an|der|dem|den|die|das|"
+    r"des|einer|einem|seen|known|bekannt|when|size|and|und)\s)+$",
     re.IGNORECASE,
 )
 """Little words in front of a cue that say nothing without it."""
-STUDIED = r"(?:not|nicht|no\slonger|noch\snicht)\s(?:seen|visible|present|detectable|abgrenzbar|nachweisbar|sichtbar)\w{0,3}"
+STUDIED = (
+    r"(?:not|nicht|no\slonger|noch\snicht)\s"
+    r"(?:seen|visible|present|detectable|abgrenzbar|nachweisbar|sichtbar)\w{0,3}"
+)
 NOT_THEN = re.compile(rf"{OLD}\s{STUDIED}\b|\b{STUDIED}\s{OLD}", re.IGNORECASE)
 LEAD = re.compile(
     r"(?:,\s)?(?:\b(?:is|are|was|were)\s(?=(?:[a-z.]{2,9}\s){0,3}(?:on|in|at)\s[^.]{0,30}[\ue000\ue001](?:[\s)]?[,;.)]|$)))?"
@@ -35,7 +38,7 @@ LEAD = re.compile(
     r"erkennbar|zu\ssehen|zu\serkennen|dargestellt|abgebildet|corresponds|corresponding|see|siehe|s\.|vgl\.?|cf\.?|"
     r"vergleiche)\s)?"
     r"(?:\b(?:on|in|at|to|auf|from|von|bei|im|of|unter|per)\s)?"
-    r"(?:\b(?:the|den|dem|der|die|das|axial|axialen|axiale)\s){0,2}[\ue000\ue001]",
+    r"(?:\b(?:the|den|dem|der|die|das|axial|axialen|axiale|key)\s){0,2}[\ue000\ue001]",
     re.IGNORECASE,
 )
 BRACKET = re.compile(r"\s?[(\[]([^()\[\]]*)[)\]]")
@@ -51,7 +54,7 @@ VERB_FIRST = re.compile(
 )
 STATE = (
     r"(?:unchanged|stable|newly(?:\s(?:developed|appeared))?|new|known|previously\s" + SEEN + r"|"
-    r"(?:unverändert|größenkonstant|größenstabil|vorbekannt|bekannt|neu\saufgetreten|neu)(?:e[nrsm]?)?|"
+    r"(?:unverändert|größenkonstant|größenstabil|vorbekannt|vorbeschrieben|bekannt|neu\saufgetreten|neu)(?:e[nrsm]?)?|"
     r"(?:zuvor|vorher)\s[a-zäöü]{4,15}(?:e[nrsm]?)?)"
 )
 ATTRIBUTE = re.compile(
@@ -74,7 +77,7 @@ HANGING = re.compile(
 
 
 def mark_cues(masked: str, cues: Sequence[Cue]) -> str:
-    """The sentence with `OLD` for every phrase about an earlier study; words about today go without a sign."""
+    """The sentence with `OLD` for every phrase about an earlier study; words about today just go."""
     out, done = [], 0
     for cue in cues:
         before = masked[done : cue.start]
@@ -185,7 +188,7 @@ def _window(text: str) -> bool:
     """True for the name of a window or plane, which belongs to the reference."""
     return (
         re.fullmatch(
-            r"(?:lung|soft tissue|bone|axial|coronal|sagittal|\w+fenster)(?:\swindow)?", text.lower()
+            r"(?:lung|soft tissue|bone|axial|coronal|sagittal|koronar|\w+fenster)(?:\swindow)?", text.lower()
         )
         is not None
     )

@@ -15,6 +15,7 @@ from hilum.text.snippet_words import (
     CLOSING,
     COUNTING,
     DASHES,
+    EARLIER,
     IMAGE_WEAK,
     NOT_PLACES,
     OPENING,
@@ -188,12 +189,9 @@ class _Scan(Numbers):
         before = self.found[-1] if self.found else None
         if before is None or before.series is None or not before.images:
             return None
-        between = [self.at(k).text for k in range(before.last + 1, min(index, before.last + 4))]
-        if (
-            index > before.last + 3
-            or not between
-            or any(b not in AND and b not in (",", ";") for b in between)
-        ):
+        between = [self.at(k).text for k in range(before.last + 1, min(index, before.last + 5))]
+        links = [b in AND or b in EARLIER or b in (",", ";", ":", ".", "-") for b in between]
+        if index > before.last + 4 or not between or not all(links):
             return None
         if self.inside[index] != self.inside[before.last]:
             return None
@@ -215,13 +213,11 @@ class _Scan(Numbers):
             return None
         opened = self.inside[index]
         before = self.at(index - 1)
-        told = before.text in OPENING or before.text in (",", ";") or self.is_see(index - 1)
-        if not told or (opened < 0 and not self.is_see(index - 1)) or before.text == ".":
-            told = self.is_see(index - 1)
-        if not told or self.is_ratio(index, opened):
+        see, comma = self.is_see(index - 1), before.text in (",", ";")
+        if not (see or comma or before.text in OPENING) or self.is_ratio(index, opened):
             return None
         pair = self.plain_pair(index)
-        return pair if pair is not None and (self.ends(pair.last) or opened < 0) else None
+        return pair if pair is not None and (see or self.ends(pair.last)) else None
 
     def is_ratio(self, index: int, opened: int) -> bool:
         """A ratio, a dilution or a time of day."""

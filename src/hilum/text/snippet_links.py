@@ -11,20 +11,22 @@ from dataclasses import dataclass
 
 from hilum.text.snippet_grammar import Mention
 from hilum.text.snippet_numbers import inside_brackets
-from hilum.text.snippet_words import ABBREVIATIONS, AND, CLOSING, COUNTED, DASHES, OPENING, Token
+from hilum.text.snippet_words import ABBREVIATIONS, AND, CLOSING, DASHES, OPENING, ORDINAL, Token, words_of
 
 MAX_SENTENCE = 2000
 """Characters after which a text without full stops is cut, so that work grows with its length only."""
 SHORT_LINE = 60
 """A line this short did not end because the paper did."""
 MARKS = frozenset({",", "(", "[", "/", ";", ":"}) | DASHES
-PREPOSITIONS = frozenset(["of", "in", "on", "from", "der", "des", "von", "aus", "auf", "to", "zu"])
-PASSED = frozenset(
-    ["the", "dem", "den", "die", "das", "at", "axial", "axiale", "axialer", "coronal", "sagittal", "koronar", "sagittale", "lung", "soft", "tissue", "bone", "window", "lungenfenster", "weichteilfenster", "knochenfenster", "kernel", "im", "mit", "with", "image", "images", "number"]
+PREPOSITIONS = frozenset({"of", "in", "on", "from", "der", "des", "von", "aus", "auf", "to", "zu"})
+PASSED = words_of(
+    "the dem den die das at axial axiale axialer coronal sagittal koronar sagittale lung soft "
+    "tissue bone window lungenfenster weichteilfenster knochenfenster kernel im mit with image "
+    "images number"
 )
 """Words that may stand between an image and its series."""
 BULLETS = frozenset("-*•·–>")
-ARTICLES = frozenset(["der", "die", "das", "dem", "den", "des", "im", "am", "zur", "zum", "vom", "ins", "beim", "the"])
+ARTICLES = words_of("der die das dem den des im am zur zum vom ins beim the")
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,19 @@ class Sentence:
 def sentences_of(text: str, tokens: Sequence[Token], mentions: Sequence[Mention]) -> list[Sentence]:
     """The sentences that point at images; the others are left out."""
     inside = inside_brackets(tokens)
-    image_ends = {m.last for m in mentions if m.images}
+    number_ends = {m.last for m in mentions}
     sentences: list[Sentence] = []
     first, upcoming = 0, 0
     for index in range(len(tokens)):
         last = index + 1 == len(tokens)
-        if not (last or _ends_sentence(text, tokens, index, first, inside, image_ends)):
+        if not (last or _ends_sentence(text, tokens, index, first, inside, number_ends)):
             continue
         held: list[Mention] = []
         while upcoming < len(mentions) and mentions[upcoming].first <= index:
             held.append(mentions[upcoming])
             upcoming += 1
         if any(m.images for m in held):
-            found = tuple(_Linker(tokens, held).run())
+            found = tuple(_Linker(tokens, held, inside).run())
             sentences.append(Sentence(tokens[first].start, tokens[index].end, found))
         first = index + 1
     return sentences
@@ -82,7 +84,7 @@ def _ends_sentence(
     index: int,
     first: int,
     inside: Sequence[int],
-    image_ends: set[int],
+    number_ends: set[int],
 ) -> bool:
     """True when the sentence that began at token `first` ends with token `index`."""
     token, after = tokens[index], tokens[index + 1]
@@ -102,10 +104,10 @@ def _ends_sentence(
     before = tokens[index - 1] if index else token
     if before.kind == "word":
         return before.text not in ABBREVIATIONS
-    if before.kind != "number" or index - 1 in image_ends:
+    if before.kind != "number" or index - 1 in number_ends:
         return True
     article = index > 1 and tokens[index - 2].text in ARTICLES
-    return not article and after.text not in COUNTED
+    return not article and after.text not in ORDINAL
 
 
 def _new_line(text: str, token: Token, after: Token, initial: str) -> bool:
@@ -118,8 +120,8 @@ def _new_line(text: str, token: Token, after: Token, initial: str) -> bool:
 class _Linker:
     """References of one sentence."""
 
-    def __init__(self, tokens: Sequence[Token], mentions: Sequence[Mention]) -> None:
-        self.tokens, self.mentions = tokens, mentions
+    def __init__(self, tokens: Sequence[Token], mentions: Sequence[Mention], inside: Sequence[int]) -> None:
+        self.tokens, self.mentions, self.inside = tokens, mentions, inside
         self.behind: list[int | None] = [None] * len(mentions)
         for at in reversed(range(len(mentions))):
             self.behind[at] = self.series_behind(at)
@@ -149,6 +151,14 @@ class _Linker:
         has_own = after + 1 < len(self.mentions) and self.mentions[after + 1].series is None
         return None if has_own and self.joined(after, after + 1, limit=2) else after
 
+    def series_in_bracket(self, at: int) -> int | None:
+        """A series alone further on in the same bracket: "(Bild 38, 5 mm, Serie 4)"."""
+        after = at + 1
+        if after >= len(self.mentions) or self.mentions[after].images:
+            return None
+        a, b = self.inside[self.mentions[at].first], self.inside[self.mentions[after].first]
+        return after if a == b >= 0 else None
+
     def run(self) -> list[Reference]:
         """Every mention of images, with its series."""
         found: list[Reference] = []
@@ -160,6 +170,8 @@ class _Linker:
                 continue
             parts, series, borrowed = [at], mention.series, None
             behind = self.behind[at]
+            if series is None and behind is None and lender is None:
+                behind = self.series_in_bracket(at)
             if series is None and behind is not None:
                 parts, series = [at, behind], self.mentions[behind].series
             elif series is None and lender is not None:

@@ -19,6 +19,7 @@ from hilum.text.snippet_words import (
     IMAGE_WEAK,
     NUMBERED,
     OPENING,
+    ORDINAL,
     SERIES,
     SERIES_WEAK,
     TO,
@@ -41,7 +42,8 @@ def inside_brackets(tokens: Sequence[Token]) -> list[int]:
             stack.append(index)
         elif token.text in CLOSING and stack:
             closed[stack.pop()] = index
-    inside, around = [-1] * len(tokens), []
+    inside: list[int] = [-1] * len(tokens)
+    around: list[int] = []
     for index, token in enumerate(tokens):
         if token.text in CLOSING and around and closed[around[-1]] == index:
             around.pop()
@@ -198,7 +200,7 @@ class Numbers:
     def may_end(self, last: int, lists: bool) -> bool:
         """True when what follows a number of a list does not make it a count."""
         after = self.at(last + 1)
-        if after.text == "." and self.at(last + 2).text in COUNTED:
+        if after.text == "." and self.at(last + 2).text in ORDINAL:
             return False
         if after.kind == "mark" or after.text in AND or after.text in TO or after.text in FOLLOWS:
             return True

@@ -31,27 +31,33 @@ STUDY = (
 OLD = (
     r"(?:prior|previous|earlier|preceding|old|older|last|outside|external|baseline|comparison|former|initial)"
 )
-ALT = r"(?:letzt|vorherig|vorangegangen|vorangehend|vorhergehend|früher|vorig|alt|extern|auswärtig|damalig)e[nrsm]?"
+ALT = (
+    r"(?:letzt|vorherig|vorangegangen|vorangehend|vorhergehend|früher|vorig|alt|extern|auswärtig|damalig)"
+    r"e[nrsm]?"
+)
 SEEN = (
     r"(?:described|seen|noted|known|reported|demonstrated|identified|visuali[sz]ed|mentioned|biopsied|treated|"
     r"resected|characteri[sz]ed|suspected|beschrieben|bekannt|gesehen|genannt|erwähnt|behandelt)"
 )
-FILL = r"(?:\s[a-zäöüß/-]{1,20}){0,2}?\s"
+FILL = r"(?:\s(?!(?:on|in|at|from|of|to|the|auf|im|vom|der|and|und)\b)[a-zäöüß/-]{1,20}){0,2}?\s"
+"""Up to two words between an adjective and its noun."""
 OF = r"(?:vom|von|of|from|dated|on|am|aus|in)"
 
 CUE = re.compile(
     rf"(?P<current>\b(?:(?:current|present|today's|this|aktuelle[nrsm]?|heutige[nrsm]?|jetzige[nrsm]?|"
-    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?|now|currently|today|at present|aktuell|jetzt|heute|"
-    r"nunmehr|nun|gegenwärtig)\b)"
+    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?|now|currently|today|at present|"
+    r"aktuell|jetzt|heute|nunmehr|nun|gegenwärtig)\b|\b(?:current|aktuell|heute)\s?:)"
     rf"|(?P<since>\b(?:since|seit(?:\sdem)?|gegenüber(?:\s(?:dem|vom))?|(?:im\s)?vergleich\s(?:zum|zur|mit)|"
     rf"compared\s(?:with|to)(?:\sthe)?|verglichen\smit(?:\sdem)?)\s{WHEN})"
     rf"|(?P<prior>\b(?:{OLD}{FILL}{STUDY}|{ALT}\s(?:[a-zäöüß-]{{1,20}}\s)?{STUDY}|"
     rf"priors?(?=\s{{0,2}}(?:[:;,.()\[\]{MASK}]|$))|(?:previous|comparison|vergleich)(?=\s?:)|"
     r"vor-?(?:untersuchung(?:en)?|befund(?:e|es|en)?|aufnahmen?|studien?|serien?|bilder|bildern|ct|mrt|pet[-/]?ct)\b|"
-    rf"vu\b|(?:previously|formerly|zuvor|vorher|vormals|ehemals|damals|früher)\b(?!\s{SEEN})|at that time\b)"
+    rf"vu\b|(?:previously|formerly|zuvor|vorher|vormals|ehemals|damals|früher)\b(?!\s{SEEN})|at that time\b|"
+    rf"(?<=,\s)(?:was|were|had been|war|waren|maß|maßen)(?=\s[0-9]))"
     rf"(?:\s?[,(]?\s?(?:{OF}\s)?{WHEN})?)"
-    rf"|(?P<dated>\b{STUDY}{FILL[:-2]}\s(?:{OF}\s)?{WHEN})"
-    rf"|(?P<near>(?:\b{OF}\s)?\b(?:{DATE})(?=[\s,:(\[]{{0,3}}{MASK})|(?<={MASK}\s)(?:vom|of|from|dated|am|on)\s{WHEN})",
+    rf"|(?P<dated>\b{STUDY}{FILL}(?:{OF}\s)?{WHEN}|\b{WHEN}{FILL}{STUDY})"
+    rf"|(?P<near>(?:\b{OF}\s)?\b(?:{DATE})(?=[\s,:(\[]{{0,3}}{MASK})|"
+    rf"\b(?:am|on)\s(?:{DATE})(?=\s(?:noch|nur|still|only|bereits|already|war|was|measured|maß|[0-9]))|(?<={MASK}\s)(?:vom|of|from|dated|am|on)\s{WHEN})",
     re.IGNORECASE,
 )
 COMPARED = re.compile(
@@ -65,16 +71,38 @@ NEGATION = re.compile(r"\b(?:not|no|never|nicht|kein(?:e[nrsm]?)?|without|ohne)\
 ATTACHED = re.compile(r"\s?(?:[,(\[-]\s?)?(?:(?:of|in|on|from|at|the|der|des|dem|den|im|auf|aus|von|zur)\s)*")
 BOUND = re.compile(r"(?:of|in|on|from|at|der|des|dem|den|im|auf|aus|von)\s")
 ADJACENT = re.compile(rf"[\s,:;(\[-]{{0,4}}(?:(?:ct|{OF})\s)?")
+HEADING_LINE = re.compile(r"^[ \t]*(?:[^\W\d_][^\n:.()]{1,40}:|$)", re.MULTILINE)
+PRIOR_HEADING = re.compile(
+    rf"[ \t]*(?:comparison|vergleich|{OLD}\s(?:\w{{1,12}}\s)?{STUDY}|vor-?(?:untersuchung(?:en)?|befunde?|aufnahmen?))"
+    r"[^\n:]{0,30}:",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Cue:
-    """A word about time: characters of its sentence, what it says, and whether a date belongs to it."""
+    """A word about time.
+
+    Args:
+        kind: what it says. start, end: characters of its sentence. dated: a date belongs to it.
+        since: it says since when.
+    """
 
     kind: CueKind
     start: int
     end: int
     dated: bool
+    since: bool = False
+
+
+def prior_blocks(text: str) -> list[tuple[int, int]]:
+    """Stretches of a report under a heading about the earlier study ("Comparison:", "Voruntersuchung:"), up to
+    the next heading or empty line. The last stretch of a text counts as no block: it may hold the report."""
+    starts = [
+        (m.start(), PRIOR_HEADING.match(text, m.start()) is not None) for m in HEADING_LINE.finditer(text)
+    ]
+    bounds = [s for s, _ in starts[1:]]
+    return [(s, e) for (s, prior), e in zip(starts, bounds, strict=False) if prior]
 
 
 def cues_of(masked: str) -> list[Cue]:
@@ -83,16 +111,18 @@ def cues_of(masked: str) -> list[Cue]:
     for match in CUE.finditer(masked):
         before = masked[max(0, match.start() - 40) : match.start()]
         kind: CueKind = "prior"
+        compared = COMPARED.search(before)
         if match.lastgroup in ("current", "since"):
             kind = "current" if match.lastgroup == "current" else "compare"
         elif DENIED.search(before):
             continue
-        elif COMPARED.search(before):
+        elif compared:
             kind = "compare"
         elif match.lastgroup == "dated" and match.start() == 0 and not _adjacent(masked, match.end()):
             continue  # "CT of 12.03.2015: ..." is the title of the report itself
         dated = re.search(WHEN, match.group(), re.IGNORECASE) is not None
-        cues.append(Cue(kind, match.start(), match.end(), dated))
+        since = (compared.group() if compared else match.group()).lower().startswith(("since", "seit"))
+        cues.append(Cue(kind, match.start(), match.end(), dated, since))
     return cues
 
 
@@ -151,7 +181,8 @@ def _told(
             return False
         leads = COMPARED.fullmatch(masked[: cue.start].lstrip()) is not None
         bracket = "(" in between or "[" in between
-        return cue.dated or not bracket or leads or any(not f for f in flags)
+        told = not cue.since and (cue.dated or not bracket or leads)
+        return told or any(not f for f in flags)
     if ";" in between and closes[cue.start] == len(masked):
         return False
     if NEGATION.search(between):

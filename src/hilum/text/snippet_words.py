@@ -19,53 +19,80 @@ DATE = (
 )
 """A day of the calendar, as figures."""
 
+
+def words_of(text: str) -> frozenset[str]:
+    """A set of words from one string with spaces between."""
+    return frozenset(text.split())
+
+
 TOKEN = re.compile(
     rf"(?P<date>(?<![0-9.,/])(?:{DATE}))"
     r"|(?P<decimal>(?<![0-9][.,])[0-9]++[.,][0-9]++(?![.,][0-9]))"
     r"|(?P<number>[0-9]++)|(?P<word>[^\W\d_]++)|(?P<mark>[^\w\s]|_)"
 )
 
-SERIES = frozenset(["series", "serie", "serien", "ser", "se", "sers", "seriennummer", "seriennr"])
+SERIES = words_of("series serie serien serial serials serial serials ser se sers seriennummer seriennr")
 SERIES_WEAK = frozenset({"s"})
 """Words too short to stand alone: a segment, a sacral vertebra, a page."""
-IMAGE = frozenset(
-    ["image", "images", "img", "imgs", "ima", "imas", "bild", "bilder", "bildern", "bildes", "bilde", "bildnummer", "bildnr", "slice", "slices", "schicht", "schichten", "schichtbild", "schichtbilder", "schnitt", "schnitte", "schnitten", "schnittbild", "schnittbilder", "ims"]
+IMAGE = words_of(
+    "image images img imgs ima imas bild bilder bildern bildes bilde bildnummer bildnr slice slices "
+    "schicht schichten schichtbild schichtbilder schnitt schnitte schnitten schnittbild schnittbilder "
+    "ims"
 )
-IMAGE_WEAK = frozenset({"im", "i", "b", "sl"})
-PLURAL = frozenset(
-    ["images", "imgs", "imas", "ims", "bilder", "bildern", "slices", "schichten", "schichtbilder", "schnitte", "schnitten", "schnittbilder", "ima", "im", "img"]
+IMAGE_WEAK = frozenset({"im", "i", "b", "sl", "section", "sections", "frame", "frames"})
+PLURAL = words_of(
+    "images imgs imas ims bilder bildern slices schichten schichtbilder schnitte schnitten "
+    "schnittbilder ima im img sections frames"
 )
 """Words that a list of numbers may follow; the short ones do not tell."""
-ABBREVIATED = frozenset(["se", "ser", "sers", "s", "im", "img", "imgs", "ima", "ims", "i", "b", "sl", "seriennr", "bildnr", "nr", "no"])
+ABBREVIATED = words_of("se ser sers s im img imgs ima ims i b sl seriennr bildnr nr no")
 """Keywords that may carry a full stop of their own."""
 
-NUMBERED = frozenset(["number", "no", "nr", "nummer", "num", "position", "pos"])
-TO = frozenset(["to", "bis", "through", "thru", "until", "till"])
+NUMBERED = words_of("number no nr nummer num position pos")
+TO = words_of("to bis through thru until till")
 DASHES = frozenset("-–—‐‑−")
 AND = frozenset({"and", "und", "u", "sowie", "&", "+", "or", "oder"})
 OPENING, CLOSING = frozenset("([{"), frozenset(")]}")
 
-UNITS = frozenset(
-    ["mm", "cm", "m", "ml", "l", "cc", "hu", "he", "g", "mg", "kg", "gy", "mgy", "msv", "sv", "kv", "kvp", "ma", "mas", "s", "sec", "sek", "min", "h", "hz", "mhz", "bpm", "mmhg", "ppm", "mci", "mbq", "percent", "prozent", "months", "month", "weeks", "week", "days", "day", "years", "year", "hours", "minutes", "seconds", "yo", "monate", "monaten", "monat", "wochen", "woche", "tage", "tagen", "tag", "jahre", "jahren", "jahr", "jährige", "jähriger", "jährigen", "stunden", "minuten", "sekunden", "uhr", "am", "pm", "times", "fold", "malig", "fach", "th", "st", "nd", "rd"]
+UNITS = words_of(
+    "mm cm m ml l cc hu he g mg kg gy mgy msv sv kv kvp ma mas s sec sek min h hz mhz bpm mmhg ppm "
+    "mci mbq percent prozent months month weeks week days day years year hours minutes seconds yo "
+    "monate monaten monat wochen woche tage tagen tag jahre jahren jahr jährige jähriger jährigen "
+    "stunden minuten sekunden uhr am pm times fold malig fach th st nd rd"
 )
 """A number before one of these is a quantity."""
-COUNTED = frozenset(
-    ["nodules", "nodule", "lesions", "lesion", "nodes", "node", "lymph", "further", "additional", "other", "others", "more", "masses", "cysts", "foci", "patients", "images", "slices", "series", "segments", "ribs", "rundherde", "rundherd", "herde", "herd", "läsionen", "läsion", "lymphknoten", "weitere", "weiteren", "zysten", "knoten", "noduli", "bilder", "schichten", "serien", "segmente", "rippen", "rippe", "segment", "interkostalraum", "icr", "bwk", "lwk", "hwk", "brustwirbel", "lebensjahr", "wirbel", "wirbelkörper"]
+COUNTED = words_of(
+    "nodules nodule lesions lesion nodes node lymph further additional other others more masses cysts "
+    "foci patients images slices series segments ribs rundherde rundherd herde herd läsionen läsion "
+    "lymphknoten weitere weiteren zysten knoten noduli bilder schichten serien segmente rippen rippe "
+    "segment interkostalraum icr bwk lwk hwk brustwirbel lebensjahr wirbel wirbelkörper"
 )
 """A number before one of these counts or names something else than an image."""
-FOLLOWS = frozenset(
-    ["of", "in", "on", "at", "from", "with", "within", "the", "is", "are", "was", "were", "show", "shows", "demonstrate", "demonstrates", "see", "respectively", "der", "die", "das", "des", "dem", "den", "von", "vom", "aus", "auf", "im", "zeigt", "zeigen", "zeigte", "ist", "sind", "war", "waren", "mit", "bei", "ff", "f"]
+FOLLOWS = words_of(
+    "of in on at from with within the is are was were show shows demonstrate demonstrates see "
+    "respectively der die das des dem den von vom aus auf im zeigt zeigen zeigte ist sind war waren "
+    "mit bei ff f"
 )
 """Words that may follow the last number of a list."""
-COUNTING = frozenset(["number", "total", "anzahl", "gesamtzahl", "zahl", "insgesamt", "count"])
-SEE = frozenset(["see", "siehe", "s", "vgl", "cf", "vergleiche", "ref"])
-NOT_PLACES = frozenset(
-    ["ratio", "ratios", "verhältnis", "verhältnisses", "dilution", "diluted", "verdünnung", "verdünnt", "index", "quotient", "score", "uhr", "um", "time", "at", "injection", "maßstab", "scale", "odds"]
+COUNTING = words_of("number total anzahl gesamtzahl zahl insgesamt count")
+SEE = words_of("see siehe s vgl cf vergleiche ref")
+ORDINAL = words_of(
+    "rippe rippen segment segmentes interkostalraum interkostalraums icr bwk lwk hwk brustwirbel "
+    "brustwirbelkörper lendenwirbel halswirbel wirbelkörper lebensjahr zyklus tag postoperativen lebensjahrzehnt"
+)
+"""A number with a full stop before one of these counts."""
+EARLIER = words_of("vu prior priors previously zuvor vorher voruntersuchung vor ct vorbefund")
+"""Words that may stand between two pairs of numbers."""
+NOT_PLACES = words_of(
+    "ratio ratios verhältnis verhältnisses dilution diluted verdünnung verdünnt index quotient score "
+    "uhr um time at injection maßstab scale odds"
 )
 """Before these a pair of numbers is a ratio or a time."""
 
-ABBREVIATIONS = frozenset(
-    ["s", "se", "ser", "im", "img", "no", "nr", "ca", "z", "b", "v", "a", "n", "i", "re", "li", "dr", "vs", "vgl", "cf", "bzw", "ggf", "max", "min", "approx", "st", "e", "g", "p", "u", "o", "d", "h", "evtl", "ant", "post", "lat", "med", "inf", "sup", "dd", "abb", "fig", "ed", "al", "incl", "inkl", "zw", "bds", "sog", "usw", "etc", "segm", "seg", "resp", "rt", "lt", "ml"]
+ABBREVIATIONS = words_of(
+    "s se ser im img no nr ca z b v a n i re li dr vs vgl cf bzw ggf max min approx st e g p u o d h "
+    "evtl ant post lat med inf sup dd abb fig ed al incl inkl zw bds sog usw etc segm seg resp rt lt "
+    "ml"
 )
 """A full stop after one of these ends no sentence."""
 

@@ -13,15 +13,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hilum.text.snippet_clean import AUX, OLD, clean_texts, mark_cues
 from hilum.text.snippet_grammar import mentions_of
 from hilum.text.snippet_links import Reference, Sentence, sentences_of
-from hilum.text.snippet_prior import MASK, cues_of, prior_flags
+from hilum.text.snippet_prior import MASK, cues_of, prior_blocks, prior_flags
 from hilum.text.snippet_words import tokens_of
 
+ALL_FROM = re.compile(
+    r"\b(?:image numbers?|images?|bilder|bildnummern|bildangaben|nummern)\s(?:[a-zäöüß]{1,20}\s){0,5}?"
+    r"(?:refer|relate|correspond|beziehen|bezogen|stammen|aus|from)\s(?:[a-zäöüß]{1,20}\s){0,3}?"
+    r"(?:series|serie)\s(?:n(?:r|o)\.?\s|number\s)?([0-9]{1,5})(?=\s?(?:\.(?!\w)|;|\)|\n|$))",
+    re.IGNORECASE,
+)
+"""The report says once which series its image numbers are of."""
 RESERVED = str.maketrans({MASK: " ", AUX: " ", OLD: " "})
 
 
@@ -71,14 +78,22 @@ def mine(report: str) -> list[Snippet]:
     text = report.translate(RESERVED)
     tokens = tokens_of(text)
     sentences = sentences_of(text, tokens, mentions_of(tokens))
-    return [snippet for sentence in sentences for snippet in _snippets(report, text, sentence)]
+    blocks = prior_blocks(text)
+    found = [snippet for sentence in sentences for snippet in _snippets(report, text, sentence, blocks)]
+    stated = ALL_FROM.search(text)
+    if stated is None:
+        return found
+    default = int(stated.group(1))
+    return [s if s.prior or s.series is not None else replace(s, series=default) for s in found]
 
 
-def _snippets(report: str, text: str, sentence: Sentence) -> list[Snippet]:
+def _snippets(report: str, text: str, sentence: Sentence, blocks: Sequence[tuple[int, int]]) -> list[Snippet]:
     masked, places = _mask(text, sentence)
     references = sentence.references
     cues = cues_of(masked)
     flags = prior_flags(masked, cues, places, [r.series for r in references])
+    if any(start <= sentence.start < end for start, end in blocks) and all(c.kind != "current" for c in cues):
+        flags = [True] * len(flags)
     words = clean_texts(mark_cues(masked, cues), flags)
     return [
         Snippet(
