@@ -41,13 +41,15 @@ LEAD = re.compile(
     r"(?:\b(?:the|den|dem|der|die|das|axial|axialen|axiale|key)\s){0,2}[\ue000\ue001]",
     re.IGNORECASE,
 )
-BRACKET = re.compile(r"\s?[(\[]([^()\[\]]*)[)\]]")
+BRACKET = re.compile(r"\s?[(\[{<]([^()\[\]{}<>]*)[)\]}>]")
 EDGES = " ,;:.-–/&"
 HEADING = re.compile(
     r"^(?:findings?|impression|conclusion|summary|comparison|technique|history|befunde?|beurteilung|vergleich|technik|"
     r"anamnese)\s?:\s?",
     re.IGNORECASE,
 )
+COUNTER = re.compile(r"^[0-9]{1,2}[.)]\s")
+"""The number of an item in a list of findings."""
 VERB_FIRST = re.compile(
     r"^(?:shows?|demonstrates?|reveals?|depicts?|(?:zeigt|zeigen|findet|finden|stellt|stellen)(?:\ssich)?|sieht\sman)\s",
     re.IGNORECASE,
@@ -151,7 +153,7 @@ def _bounds(
 
 def _clean(part: str, prior: bool) -> str:
     """One clause without its signs."""
-    text = HEADING.sub("", part.strip(EDGES))
+    text = HEADING.sub("", COUNTER.sub("", part.strip(EDGES + "•*")))
     text = NOT_THEN.sub(OLD, text)
     text = text if prior else _today(text)
     text = PREDICATE.sub("", text)
@@ -161,8 +163,7 @@ def _clean(part: str, prior: bool) -> str:
     text = VERB_FIRST.sub("", JOINTS.sub("", text))
     text = ATTRIBUTE.sub(_article, text)
     text = re.sub(r"\s([,;.:)])", r"\1", re.sub(r"([,;])(?:\s?[,;])+", r"\1", text))
-    text = HANGING.sub("", text.strip(EDGES))
-    text = text.strip(EDGES)
+    text = HANGING.sub("", text.strip(EDGES)).strip(EDGES + "([{<")
     return text if WORD.search(text) else ""
 
 

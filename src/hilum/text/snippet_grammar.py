@@ -26,14 +26,17 @@ from hilum.text.snippet_words import (
     Token,
 )
 
+SEVERAL = -1
+"""Stands for the series of "series 3 and 4": which one is not said."""
+
 
 @dataclass(frozen=True)
 class Mention:
     """Numbers of a series, of images, or of both.
 
     Args:
-        series: its number, None for images alone. images: numbers in the order written, ranges spelled out;
-            empty for a series alone. total: N of "image n of N". first, last: tokens.
+        series: its number, `SEVERAL`, or None for images alone. images: numbers in the order written,
+            ranges spelled out; empty for a series alone. total: N of "image n of N". first, last: tokens.
     """
 
     series: int | None
@@ -80,7 +83,7 @@ class _Scan(Numbers):
         """ "series/image 4/38"."""
         if not (self.is_series(index) and self.at(index + 1).text == "/" and self.is_image(index + 2)):
             return None
-        at = self.number_after(index + 2)
+        at = self.number_after(index + 2 + (self.at(index + 3).text in CLOSING))
         if at is None or self.pair_sign(at) is None or not self.is_id(at, low=0):
             return None
         items = self.items(at + 2, plural=False)
@@ -93,22 +96,25 @@ class _Scan(Numbers):
         word = self.at(index).text
         if not self.is_series(index) or (word == "se" and self.at(index - 1).text == "per"):
             return None
-        weak, first, at = word in SERIES_WEAK, index, self.number_after(index)
-        if at is None and not weak and self.at(index - 1).text in (".", "th") and self.is_number(index - 2):
-            at, first = index - 2, index - 2
-            return Mention(self.at(at).value, (), None, first, index)
+        weak, at = word in SERIES_WEAK, self.number_after(index)
+        if at is None and not weak and self.is_ordinal(index - 2):
+            return Mention(self.at(index - 2).value, (), None, index - 2, index)
         if at is None or not self.is_id(at, low=0):
             return None
         pair = self.pair_from(at, weak)
         if pair is not None:
-            return Mention(self.at(at).value, pair.images, None, first, pair.last)
+            return Mention(self.at(at).value, pair.images, None, index, pair.last)
         if weak and not self.short_image_follows(at):
             return None
-        return Mention(self.at(at).value, (), None, first, at)
+        if self.at(at + 1).text in AND and self.is_id(at + 2, low=0) and self.pair_sign(at + 2) is None:
+            return Mention(SEVERAL, (), None, index, at + 2)
+        return Mention(self.at(at).value, (), None, index, at)
 
-    def is_number(self, index: int) -> bool:
-        """A whole number glued to what follows, as in "4." of an ordinal."""
-        return self.at(index).value >= 0 and self.glued(index + 1)
+    def is_ordinal(self, index: int) -> bool:
+        """ "der 4." or "the 4th", not the end of a sentence."""
+        glued = self.at(index).value >= 0 and self.glued(index + 1)
+        after = self.at(index + 1).text in (".", "th", "rd", "nd", "st")
+        return glued and after and self.at(index - 1).text in ("der", "die", "den", "in", "the", "of", "zur")
 
     def pair_from(self, at: int, weak: bool) -> Items | None:
         """Images that follow a series number without a word of their own."""

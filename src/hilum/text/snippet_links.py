@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hilum.text.snippet_grammar import Mention
+from hilum.text.snippet_grammar import SEVERAL, Mention
 from hilum.text.snippet_numbers import inside_brackets
 from hilum.text.snippet_words import ABBREVIATIONS, AND, CLOSING, DASHES, OPENING, ORDINAL, Token, words_of
 
@@ -114,7 +114,8 @@ def _new_line(text: str, token: Token, after: Token, initial: str) -> bool:
     """True when a line break ends a sentence although no full stop does."""
     length = token.end - (text.rfind("\n", max(0, token.end - SHORT_LINE - 1), token.end) + 1)
     short = length < SHORT_LINE and token.end - length >= 0
-    return initial in BULLETS or (short and initial.isupper())
+    counted = after.kind == "number" and text[after.end : after.end + 2] in (". ", ") ")
+    return initial in BULLETS or counted or (short and initial.isupper())
 
 
 class _Linker:
@@ -183,6 +184,7 @@ class _Linker:
             used.update(parts)
             if mention.series is not None or behind is not None:
                 lender = len(found)
+            series = None if series == SEVERAL else series
             found.append(Reference(series, mention.images, mention.total, start, end, spans, borrowed))
         return found
 

@@ -27,8 +27,8 @@ from hilum.text.snippet_words import (
     Token,
 )
 
-MAX_RANGE = 1000
-"""Images of one range; a longer one is a slip of the pen."""
+MAX_RANGE = 300
+"""Images of one range; a longer one points at nothing."""
 NOTHING = Token("mark", "", -1, -1)
 
 
@@ -116,6 +116,8 @@ class Numbers:
             return False
         if after.kind == "word" and self.glued(index + 1):
             return after.text in ("f", "ff") or self.is_image(index + 1) or self.is_series(index + 1)
+        if after.text in DASHES and (self.is_image(index + 2) or self.is_series(index + 2)):
+            return True
         return not (
             after.text in DASHES and self.glued(index + 1) and more.kind == "word" and self.glued(index + 2)
         )
@@ -135,6 +137,8 @@ class Numbers:
             tight = self.glued(index + 1) and self.glued(at)
             if self.is_id(at):
                 high = _upper(low, self.at(at).text, tight or sep.text in TO)
+                if high is not None and abs(high - low) > MAX_RANGE:
+                    return None
                 if high is not None:
                     return Items(tuple(range(min(low, high), max(low, high) + 1)), at)
             elif tight and sep.text in DASHES and self.at(at).kind != "word":
@@ -182,6 +186,7 @@ class Numbers:
 
     def continued(self, last: int, low: int, plural: bool) -> int | None:
         """The next number of a list, or None."""
+        last = self.after_aside(last)
         at, word = last + 1, self.at(last + 1).text
         if word == "/" and low < self.at(at + 1).value <= low + 3 and self.glued(at):
             return at + 1
@@ -196,6 +201,17 @@ class Numbers:
             return None
         bracketed = self.inside[at] >= 0
         return at if plural or bracketed or self.at(at).value > low else None
+
+    def after_aside(self, last: int) -> int:
+        """The token before the rest of a list, past a short bracket without numbers: "38 (RUL), 50 (LUL)"."""
+        if self.at(last + 1).text not in OPENING:
+            return last
+        for end in range(last + 2, last + 8):
+            if self.at(end).text in CLOSING:
+                return end
+            if self.at(end).kind in ("number", "decimal") or self.is_series(end) or self.is_image(end):
+                return last
+        return last
 
     def may_end(self, last: int, lists: bool) -> bool:
         """True when what follows a number of a list does not make it a count."""
@@ -217,6 +233,4 @@ def _upper(low: int, text: str, tight: bool) -> int | None:
     high, start = int(text), str(low)
     if len(text) < len(start) and tight and int(start[: -len(text)] + text) > low:
         high = int(start[: -len(text)] + text)
-    if abs(high - low) > MAX_RANGE or (high <= low and not tight):
-        return None
-    return high
+    return None if high <= low and not tight else high

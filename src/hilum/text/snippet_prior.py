@@ -73,7 +73,8 @@ BOUND = re.compile(r"(?:of|in|on|from|at|der|des|dem|den|im|auf|aus|von)\s")
 ADJACENT = re.compile(rf"[\s,:;(\[-]{{0,4}}(?:(?:ct|{OF})\s)?")
 HEADING_LINE = re.compile(r"^[ \t]*(?:[^\W\d_][^\n:.()]{1,40}:|$)", re.MULTILINE)
 PRIOR_HEADING = re.compile(
-    rf"[ \t]*(?:comparison|vergleich|{OLD}\s(?:\w{{1,12}}\s)?{STUDY}|vor-?(?:untersuchung(?:en)?|befunde?|aufnahmen?))"
+    r"[ \t]*(?:comparison|vergleich|"
+    rf"{OLD}\s(?:\w{{1,12}}\s)?{STUDY}|vor-?(?:untersuchung(?:en)?|befunde?|aufnahmen?))"
     r"[^\n:]{0,30}:",
     re.IGNORECASE,
 )
@@ -96,13 +97,13 @@ class Cue:
 
 
 def prior_blocks(text: str) -> list[tuple[int, int]]:
-    """Stretches of a report under a heading about the earlier study ("Comparison:", "Voruntersuchung:"), up to
-    the next heading or empty line. The last stretch of a text counts as no block: it may hold the report."""
-    starts = [
-        (m.start(), PRIOR_HEADING.match(text, m.start()) is not None) for m in HEADING_LINE.finditer(text)
-    ]
-    bounds = [s for s, _ in starts[1:]]
-    return [(s, e) for (s, prior), e in zip(starts, bounds, strict=False) if prior]
+    """Stretches of a report under a heading about the earlier study ("Comparison:", "Voruntersuchung:").
+
+    Each ends with the next heading or empty line. The last stretch counts as none: it may hold the report.
+    """
+    starts = [m.start() for m in HEADING_LINE.finditer(text)]
+    pairs = zip(starts, starts[1:], strict=False)
+    return [(start, end) for start, end in pairs if PRIOR_HEADING.match(text, start)]
 
 
 def cues_of(masked: str) -> list[Cue]:

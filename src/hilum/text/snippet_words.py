@@ -31,7 +31,7 @@ TOKEN = re.compile(
     r"|(?P<number>[0-9]++)|(?P<word>[^\W\d_]++)|(?P<mark>[^\w\s]|_)"
 )
 
-SERIES = words_of("series serie serien serial serials serial serials ser se sers seriennummer seriennr")
+SERIES = words_of("series serie serien serial serials seq serial serials ser se sers seriennummer seriennr")
 SERIES_WEAK = frozenset({"s"})
 """Words too short to stand alone: a segment, a sacral vertebra, a page."""
 IMAGE = words_of(
@@ -77,8 +77,8 @@ FOLLOWS = words_of(
 COUNTING = words_of("number total anzahl gesamtzahl zahl insgesamt count")
 SEE = words_of("see siehe s vgl cf vergleiche ref")
 ORDINAL = words_of(
-    "rippe rippen segment segmentes interkostalraum interkostalraums icr bwk lwk hwk brustwirbel "
-    "brustwirbelkörper lendenwirbel halswirbel wirbelkörper lebensjahr zyklus tag postoperativen lebensjahrzehnt"
+    "rippe rippen segment segmentes interkostalraum icr bwk lwk hwk brustwirbel "
+    "brustwirbelkörper lendenwirbel halswirbel wirbelkörper lebensjahr tag"
 )
 """A number with a full stop before one of these counts."""
 EARLIER = words_of("vu prior priors previously zuvor vorher voruntersuchung vor ct vorbefund")
