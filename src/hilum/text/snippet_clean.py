@@ -108,10 +108,12 @@ def clean_texts(marked: str, flags: Sequence[bool]) -> list[str]:
     texts: list[str] = []
     for (first, last), (start, end) in zip([(s[2], s[3]) for s in stations], bounds, strict=True):
         part = marked[start:end]
-        texts += [_clean(part, flag) for flag in flags[first : last + 1]]
+        said = {flag: _clean(part, flag) for flag in set(flags[first : last + 1])}
+        texts += [said[flag] for flag in flags[first : last + 1]]
     for at, text in enumerate(texts):
         if not text:
-            texts[at] = next((t for t in (*reversed(texts[:at]), *texts[at + 1 :]) if t), "")
+            behind = (t for t in texts[at + 1 :] if t)
+            texts[at] = (texts[at - 1] if at else "") or next(behind, "")
     return texts
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from hilum.text.snippet_words import DATE
@@ -102,8 +103,7 @@ def prior_blocks(text: str) -> list[tuple[int, int]]:
     Each ends with the next heading or empty line. The last stretch counts as none: it may hold the report.
     """
     starts = [m.start() for m in HEADING_LINE.finditer(text)]
-    pairs = zip(starts, starts[1:], strict=False)
-    return [(start, end) for start, end in pairs if PRIOR_HEADING.match(text, start)]
+    return [(start, end) for start, end in pairwise(starts) if PRIOR_HEADING.match(text, start)]
 
 
 def cues_of(masked: str) -> list[Cue]:
