@@ -182,7 +182,7 @@ class _Linker:
                     series, borrowed = found[lender].series, lender
             start, end, spans = self.spans([p for p in parts if p not in used])
             used.update(parts)
-            if mention.series is not None or behind is not None:
+            if series is not None:
                 lender = len(found)
             series = None if series == SEVERAL else series
             found.append(Reference(series, mention.images, mention.total, start, end, spans, borrowed))
