@@ -165,7 +165,7 @@ def _clean(part: str, prior: bool) -> str:
     text = VERB_FIRST.sub("", JOINTS.sub("", text))
     text = ATTRIBUTE.sub(_article, text)
     text = re.sub(r"\s([,;.:)])", r"\1", re.sub(r"([,;])(?:\s?[,;])+", r"\1", text))
-    text = HANGING.sub("", text.strip(EDGES)).strip(EDGES + "([{<")
+    text = HANGING.sub("", text.strip(EDGES)).rstrip(EDGES + "([{<").lstrip(EDGES + ")]}>")
     return text if WORD.search(text) else ""
 
 
