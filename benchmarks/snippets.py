@@ -328,7 +328,7 @@ def _upright(grid: Geometry) -> Geometry:
 def _slanted(
     snippet: Snippet, study: Study, grid: Geometry, slice_of: dict[int, int], row: Counter[str]
 ) -> None:
-    """Tilted images in a straight grid: a lesion lies between the lowest and the highest place of its image."""
+    """Tilted images in a straight grid: a lesion lies between the lowest and highest place of its image."""
     target, rng = _upright(grid), np.random.default_rng(11)
     for seen in resolve(snippet, study, target):
         if seen.depth is not None and seen.image in slice_of:

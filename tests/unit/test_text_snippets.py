@@ -12,6 +12,7 @@ from hilum.text.snippets import Snippet, mine
 
 LIST = Path(__file__).parent / "data" / "snippets_cases.json"
 CASES = json.loads(LIST.read_text(encoding="utf-8"))["cases"]
+SECOND = json.loads(LIST.with_name("snippets_second.json").read_text(encoding="utf-8"))["cases"]
 
 
 def numbers(snippets: list[Snippet]) -> list[tuple[int | None, tuple[int, ...], bool]]:
@@ -34,6 +35,11 @@ def test_precision_and_recall_on_the_list() -> None:
         got, want = Counter(numbers(mine(case["text"]))), Counter(wanted(case))
         hits, found, asked = hits + (got & want).total(), found + got.total(), asked + want.total()
     assert hits / found >= 0.995 and hits / asked >= 0.95
+
+
+@pytest.mark.parametrize("case", SECOND, ids=lambda c: c["id"])
+def test_the_second_list_stays_right(case: dict) -> None:
+    assert numbers(mine(case["text"])) == wanted(case)
 
 
 def test_the_words_are_those_of_the_list() -> None:

@@ -51,7 +51,7 @@ HEADING = re.compile(
 COUNTER = re.compile(r"^[0-9]{1,2}[.)]\s")
 """The number of an item in a list of findings."""
 VERB_FIRST = re.compile(
-    r"^(?:shows?|demonstrates?|reveals?|depicts?|(?:zeigt|zeigen|findet|finden|stellt|stellen)(?:\ssich)?|sieht\sman)\s",
+    r"^(?:shows?|demonstrates?|reveals?|depicts?|(?:zeigt|zeigen|findet|finden|stellt|stellen)(?:\ssich)?|(?:sieht|findet|erkennt)\sman)\s",
     re.IGNORECASE,
 )
 STATE = (
@@ -166,7 +166,7 @@ def _clean(part: str, prior: bool) -> str:
     text = ATTRIBUTE.sub(_article, text)
     text = re.sub(r"\s([,;.:)])", r"\1", re.sub(r"([,;])(?:\s?[,;])+", r"\1", text))
     text = HANGING.sub("", text.strip(EDGES)).rstrip(EDGES + "([{<").lstrip(EDGES + ")]}>")
-    return text if WORD.search(text) else ""
+    return text if WORD.search(text) and text.lower() not in ("vgl", "cf", "see", "siehe", "please") else ""
 
 
 def _today(text: str) -> str:

@@ -13,6 +13,7 @@ from hilum.text.snippet_numbers import Items, Numbers
 from hilum.text.snippet_words import (
     AND,
     CLOSING,
+    COUNTABLE,
     COUNTING,
     DASHES,
     EARLIER,
@@ -152,6 +153,9 @@ class _Scan(Numbers):
         if at is None:
             return None
         items = self.items(at, plural=word in PLURAL or self.inside[index] >= 0)
+        amount = word in COUNTABLE and self.at(index + 1).text == ":" and self.inside[index] < 0
+        if amount and items is not None and len(items.images) == 1:
+            return None
         if items is None or (word in IMAGE_WEAK and not self.short_is_meant(index, items.last)):
             return None
         return Mention(None, items.images, items.total, index, items.last)

@@ -21,7 +21,8 @@ MARKS = frozenset({",", "(", "[", "/", ";", ":"}) | DASHES
 PREPOSITIONS = frozenset({"of", "in", "on", "from", "der", "des", "von", "aus", "auf", "to", "zu"})
 PASSED = words_of(
     "the dem den die das at axial axiale axialer coronal sagittal koronar sagittale lung soft "
-    "tissue bone window lungenfenster weichteilfenster knochenfenster kernel im mit with image "
+    "tissue bone window lungenfenster weichteilfenster knochenfenster kernel "
+    "current present aktuellen aktueller im mit with image "
     "images number"
 )
 """Words that may stand between an image and its series."""

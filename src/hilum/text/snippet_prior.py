@@ -44,22 +44,43 @@ FILL = r"(?:\s(?!(?:on|in|at|from|of|to|the|auf|im|vom|der|and|und)\b)[a-zäöü
 """Up to two words between an adjective and its noun."""
 OF = r"(?:vom|von|of|from|dated|on|am|aus|in)"
 
+TODAY = (
+    rf"(?:current|present|today's|this|aktuelle[nrsm]?|heutige[nrsm]?|jetzige[nrsm]?|"
+    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?\b|(?:now|currently|today|at present|aktuell|jetzt|heute|nunmehr|nun|gegenwärtig)\b|"
+    r"(?:current|aktuell|heute)\s?:|(?:new|newly|(?:neu\saufgetreten|neu)(?:e[nrsm]?)?)\b"
+)
+THEN = (
+    rf"(?:previously|formerly|initially|zuvor|vorher|vormals|ehemals|damals|früher|zuletzt|anfangs)\b"
+    rf"(?!\s{SEEN}(?!\s(?:on|in|at|auf)\b))|at that time\b|im vorjahr\b|"
+    r"(?:[0-9]{1,2}|a|one|two|three|six)\s(?:months?|years?|weeks?)\s(?:ago|earlier|before)\b|"
+    r"vor\s(?:[0-9]{1,2}|einem|einer|zwei|drei|sechs)\s(?:monat|jahr|woche)[a-z]{0,2}\b|"
+    r"(?<=,\s)(?:was|were|had been|war|waren|maß|maßen)(?=\s[0-9])"
+)
+STUDIES = (
+    rf"{OLD}{FILL}{STUDY}|{ALT}\s(?:[a-zäöüß-]{{1,20}}\s)?{STUDY}|"
+    rf"priors?(?=\s{{0,2}}(?:[:;,.()\[\]{MASK}]|$))|(?:previous|comparison|vergleich)(?=\s?:)|vu\b|"
+    r"vor-?(?:untersuchung(?:en)?|befund(?:e|es|en)?|aufnahmen?|studien?|serien?|bildern?|ct|mrt|pet[-/]?ct)\b"
+)
+SINCE = (
+    r"(?:since|seit(?:\sdem)?|gegenüber(?:\s(?:dem|vom))?|(?:im\s)?vergleich\s(?:zum|zur|mit)|"
+    rf"compared\s(?:with|to)(?:\sthe)?|verglichen\smit(?:\sdem)?)\s{WHEN}"
+)
+SAID_THEN = r"(?:noch|nur|still|only|bereits|already|war|was|measured|maß|[0-9])"
 CUE = re.compile(
-    rf"(?P<current>\b(?:(?:current|present|today's|this|aktuelle[nrsm]?|heutige[nrsm]?|jetzige[nrsm]?|"
-    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?|now|currently|today|at present|"
-    r"aktuell|jetzt|heute|nunmehr|nun|gegenwärtig)\b|\b(?:current|aktuell|heute)\s?:)"
-    rf"|(?P<since>\b(?:since|seit(?:\sdem)?|gegenüber(?:\s(?:dem|vom))?|(?:im\s)?vergleich\s(?:zum|zur|mit)|"
-    rf"compared\s(?:with|to)(?:\sthe)?|verglichen\smit(?:\sdem)?)\s{WHEN})"
-    rf"|(?P<prior>\b(?:{OLD}{FILL}{STUDY}|{ALT}\s(?:[a-zäöüß-]{{1,20}}\s)?{STUDY}|"
-    rf"priors?(?=\s{{0,2}}(?:[:;,.()\[\]{MASK}]|$))|(?:previous|comparison|vergleich)(?=\s?:)|"
-    r"vor-?(?:untersuchung(?:en)?|befund(?:e|es|en)?|aufnahmen?|studien?|serien?|bilder|bildern|ct|mrt|pet[-/]?ct)\b|"
-    rf"vu\b|(?:previously|formerly|zuvor|vorher|vormals|ehemals|damals|früher)\b(?!\s{SEEN})|at that time\b|"
-    rf"(?<=,\s)(?:was|were|had been|war|waren|maß|maßen)(?=\s[0-9]))"
-    rf"(?:\s?[,(]?\s?(?:{OF}\s)?{WHEN})?)"
+    rf"(?P<current>\b(?:{TODAY}))|(?P<since>\b{SINCE})"
+    rf"|(?P<prior>\b(?:{STUDIES}|{THEN})(?:\s?[,(]?\s?(?:{OF}\s)?{WHEN})?)"
     rf"|(?P<dated>\b{STUDY}{FILL}(?:{OF}\s)?{WHEN}|\b{WHEN}{FILL}{STUDY})"
     rf"|(?P<near>(?:\b{OF}\s)?\b(?:{DATE})(?=[\s,:(\[]{{0,3}}{MASK})|"
-    rf"\b(?:am|on)\s(?:{DATE})(?=\s(?:noch|nur|still|only|bereits|already|war|was|measured|maß|[0-9]))|(?<={MASK}\s)(?:vom|of|from|dated|am|on)\s{WHEN})",
+    rf"\b(?:am|on)\s(?:{DATE})(?=\s{SAID_THEN})|(?<={MASK}\s)(?:vom|of|from|dated|am|on)\s{WHEN})",
     re.IGNORECASE,
+)
+SEEN_THEN = re.compile(rf"\b{SEEN}\s(?:in|on|at)\s(?:the|a|an|his|her)?\s?$", re.IGNORECASE)
+"""What was "described on the prior CT" is still spoken of today."""
+SEEN_BEHIND = re.compile(
+    r"\s(?:vor)?(?:beschrieben|bekannt|gesehen|genannt|erwähnt)e[nrsm]?\b", re.IGNORECASE
+)
+THERE = re.compile(
+    r"\s?[,(]?\s?(?:in which|on which|where|wherein|dort|damals|in (?:der|dem|welche[rmn]))\b", re.IGNORECASE
 )
 COMPARED = re.compile(
     r"\b(?:(?:in\s)?compar(?:ed|ison)\s(?:with|to)|than|from|since|versus|vs\.?|relative\sto|to|unchanged|stable|"
@@ -117,12 +138,17 @@ def cues_of(masked: str) -> list[Cue]:
             kind = "current" if match.lastgroup == "current" else "compare"
         elif DENIED.search(before):
             continue
+        elif THERE.match(masked, match.end()):
+            kind = "prior"
+        elif SEEN_THEN.search(before) or SEEN_BEHIND.match(masked, match.end()):
+            kind = "prior" if _adjacent(masked, match.end()) else "compare"
         elif compared:
             kind = "compare"
         elif match.lastgroup == "dated" and match.start() == 0 and not _adjacent(masked, match.end()):
             continue  # "CT of 12.03.2015: ..." is the title of the report itself
         dated = re.search(WHEN, match.group(), re.IGNORECASE) is not None
-        since = (compared.group() if compared else match.group()).lower().startswith(("since", "seit"))
+        words = compared.group() if compared and match.lastgroup != "since" else match.group()
+        since = words.lower().startswith(("since", "seit"))
         cues.append(Cue(kind, match.start(), match.end(), dated, since))
     return cues
 
@@ -188,6 +214,8 @@ def _told(
         return False
     if NEGATION.search(between):
         return False
+    if not earlier and at and flags[at - 1] and places[at - 1][1] <= cue.start:
+        earlier = [at - 1]  # the cue belongs to the reference before it
     if not earlier:
         return True
     last = earlier[-1]

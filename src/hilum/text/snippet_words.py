@@ -61,6 +61,8 @@ UNITS = words_of(
     "stunden minuten sekunden uhr am pm times fold malig fach th st nd rd"
 )
 """A number before one of these is a quantity."""
+COUNTABLE = words_of("images bilder slices schichten schnitte")
+"""Before a colon and one number these give an amount: "Images: 380"."""
 COUNTED = words_of(
     "nodules nodule lesions lesion nodes node lymph further additional other others more masses cysts "
     "foci patients images slices series segments ribs rundherde rundherd herde herd läsionen läsion "
