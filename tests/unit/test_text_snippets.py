@@ -12,7 +12,11 @@ from hilum.text.snippets import Snippet, mine
 
 LIST = Path(__file__).parent / "data" / "snippets_cases.json"
 CASES = json.loads(LIST.read_text(encoding="utf-8"))["cases"]
-SECOND = json.loads(LIST.with_name("snippets_second.json").read_text(encoding="utf-8"))["cases"]
+LATER = [
+    case
+    for name in ("snippets_second.json", "snippets_third.json")
+    for case in json.loads(LIST.with_name(name).read_text(encoding="utf-8"))["cases"]
+]
 
 
 def numbers(snippets: list[Snippet]) -> list[tuple[int | None, tuple[int, ...], bool]]:
@@ -37,8 +41,8 @@ def test_precision_and_recall_on_the_list() -> None:
     assert hits / found >= 0.995 and hits / asked >= 0.95
 
 
-@pytest.mark.parametrize("case", SECOND, ids=lambda c: c["id"])
-def test_the_second_list_stays_right(case: dict) -> None:
+@pytest.mark.parametrize("case", LATER, ids=lambda c: c["id"])
+def test_the_later_lists_stay_right(case: dict) -> None:
     assert numbers(mine(case["text"])) == wanted(case)
 
 

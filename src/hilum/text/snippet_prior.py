@@ -46,7 +46,8 @@ OF = r"(?:vom|von|of|from|dated|on|am|aus|in)"
 
 TODAY = (
     rf"(?:current|present|today's|this|aktuelle[nrsm]?|heutige[nrsm]?|jetzige[nrsm]?|"
-    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?\b|(?:now|currently|today|at present|aktuell|jetzt|heute|nunmehr|nun|gegenwärtig)\b|"
+    rf"vorliegende[nrsm]?){FILL}{STUDY}(?:\s(?:{OF}\s)?{WHEN})?\b|"
+    r"(?:now|currently|today|at present|aktuell|jetzt|heute|nunmehr|nun|gegenwärtig)\b|"
     r"(?:current|aktuell|heute)\s?:|(?:new|newly|(?:neu\saufgetreten|neu)(?:e[nrsm]?)?)\b"
 )
 THEN = (
