@@ -97,6 +97,7 @@ def test_whose_study_a_reference_belongs_to(text: str, want: list) -> None:
         ("Images (Se/Im): 4/38, 4/50, 5/12.", [(4, (38,)), (4, (50,)), (5, (12,))]),
         ("Series 3 and 4, images 38 and 50 respectively.", [(None, (38, 50))]),
         ("Bildnummern beziehen sich auf Serie 4. Rundherd (Bild 38).", [(4, (38,))]),
+        ("Mass (series 4, image 124 ML).", [(4, (124,))]),
         ("Nodule in serial 201 image 11 of the middle lobe.", [(201, (11,))]),
         ("Nodule (series 2, section 181).", [(2, (181,))]),
         ("1. Nodule (Se 4/38)\n2. Effusion (Se 4/90)", [(4, (38,)), (4, (90,))]),

@@ -106,6 +106,8 @@ class Numbers:
         if not low <= self.at(index).value:
             return False
         after, more = self.at(index + 1), self.at(index + 2)
+        if after.text == "ml" and after.capital:
+            return True  # "image 124 ML": the middle lobe
         if after.text in UNITS and not (after.text == "s" and self.is_pairable(index + 1)):
             return False
         if after.text in ("x", "×", "*", "mal") and (
