@@ -171,6 +171,9 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + LOSS_NONFINITE refuse A loss is finite, or the run stops.
 + PHANTOM_REGION_UNKNOWN refuse A phantom mask is one of its regions or lesions.
 + PHANTOM_SCANNER_BAD refuse A phantom scanner has positive spacing, dose and field of view.
++ IMAGE_AMBIGUOUS refuse A series and image number name one stored image of one study.
++ IMAGE_UNKNOWN refuse A series and image number name an image that is there.
++ IMAGE_OUTSIDE refuse A slice that a report points at lies inside the volume it is looked for in.
 + INTERNAL refuse Whatever happens, an error has a code; this one is a fault of Hilum.
 """
 

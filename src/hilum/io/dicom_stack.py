@@ -209,7 +209,7 @@ def _split_series(images: list[ImageHeader], same: SameImage) -> _Split:
     images = _without_localizers(images, split)
     if not images:
         return split
-    bad = [i for i in images if not _placed(i)]
+    bad = [i for i in images if not placed(i)]
     if bad:
         split.findings.append(
             Finding(
@@ -266,7 +266,8 @@ def _without_localizers(images: list[ImageHeader], split: _Split) -> list[ImageH
     return [i for i in images if "LOCALIZER" not in i.image_type]
 
 
-def _placed(image: ImageHeader) -> bool:
+def placed(image: ImageHeader) -> bool:
+    """True when position, orientation (unit, orthogonal) and pixel spacing are there and possible."""
     plane = image.plane
     if plane.position is None or plane.orientation is None or plane.spacing is None:
         return False
