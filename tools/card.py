@@ -39,7 +39,7 @@ Made by `hilum train recipes/{name}.toml` and `hilum exam runs/{name} --suite ph
 
 ABOUT = {
     "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), "
-    "3,553,212 parameters",
+    "3,612,020 parameters",
     "phantom-small-cam": "globally pooled classifier with class-activation maps, 3,614,490 parameters; "
     "the baseline",
 }
