@@ -37,8 +37,8 @@ class Outliner(nn.Module):
         self.first = nn.Conv3d(8 * inputs + organs + width, width, 3, padding=1)
         self.second = nn.Conv3d(width, width, 3, padding=1)
         self.head = nn.Conv3d(width, 8 * organs, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for parameter in self.head.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, fine: FineScan, logits: GridLogits, decoder: HalfFeatures) -> FineLogits:
         """Windows of the finer scan, organ logits on the grid and decoder features at 1/2 -> logits on the

@@ -102,8 +102,9 @@ class OrganFeatures:
 
     def crop(self, start: Sequence[int], size: Sequence[int]) -> OrganFeatures:
         """A box of it, given in half-resolution voxels; without `coarse`."""
-        box = (..., *(slice(a, a + n) for a, n in zip(start, size, strict=True)))
-        return OrganFeatures(self.logits[box], (), self.encoder[box], self.decoder[box])
+        x, y, z = (slice(a, a + n) for a, n in zip(start, size, strict=True))
+        logits, encoder, decoder = (f[..., x, y, z] for f in (self.logits, self.encoder, self.decoder))
+        return OrganFeatures(logits, (), encoder, decoder)
 
     def rows(self) -> OrganRows:
         """Organ logits of each half-resolution voxel's eight voxels."""
