@@ -174,6 +174,12 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + IMAGE_AMBIGUOUS refuse A series and image number name one stored image of one study.
 + IMAGE_UNKNOWN refuse A series and image number name an image that is there.
 + IMAGE_OUTSIDE refuse A slice that a report points at lies inside the volume it is looked for in.
++ SOURCE_UNKNOWN refuse A data set has one of the layouts that Hilum knows.
++ RECORD_DUPLICATE refuse Every scan of a cohort has a key and a file of its own.
++ SCAN_KNOWN_BROKEN refuse A scan that a data set's users found broken is left out by name.
++ WORKER_DIED refuse A scan whose reader dies is refused, and the others go on.
++ MANIFEST_DAMAGED refuse A manifest is a whole Parquet file in Hilum's schema.
++ XML_DANGEROUS refuse An XML file is small, shallow and declares no entities.
 + INTERNAL refuse Whatever happens, an error has a code; this one is a fault of Hilum.
 """
 

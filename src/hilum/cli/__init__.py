@@ -19,6 +19,7 @@ COMMANDS = {
     "check": "Say whether an input can be trusted, and what reading it would do.",
     "read": "Read one chest CT: findings, maps, organs, report, page.",
     "demo": "Read a public chest CT with the model that ships.",
+    "prepare": "Make a cohort's manifest: every scan judged, every refusal listed.",
     "phantom": "Make chest CTs with known truth, with reports.",
     "train": "Train a model from a recipe.",
     "exam": "Measure a model: every number with its interval.",

@@ -47,6 +47,24 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """What a data set's own table says of a file whose header cannot be believed.
+
+    Args:
+        affine_ras: first three rows of the affine, row by row, voxel index -> mm RAS+; None: the header's.
+        slope, intercept: stored value -> HU.
+        shape: voxels along the stored axes that the table expects; None: not said.
+        source: what said so, for the finding.
+    """
+
+    affine_ras: tuple[float, ...] | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    shape: tuple[int, int, int] | None = None
+    source: str = "a table"
+
+
+@dataclass(frozen=True)
 class Answers:
     """What the user answered where a file leaves a choice (policy ASK). None or False: not answered.
 
@@ -62,6 +80,7 @@ class Answers:
         series: DICOM series UID or number (`--series`).
         allow_mip: read a maximum or minimum intensity projection all the same (`--allow-mip`).
         accept_fov: the field of view is right although it is implausible for a chest (`--accept-fov`).
+        placement: what a data set's table says in place of a NIfTI header; given by a cohort's source only.
     """
 
     affine: Literal["sform", "qform"] | None = None
@@ -75,3 +94,4 @@ class Answers:
     series: str | int | None = None
     allow_mip: bool = False
     accept_fov: bool = False
+    placement: Placement | None = None

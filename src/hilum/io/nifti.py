@@ -22,10 +22,10 @@ from hilum.io.assemble import build_volume, settle_geometry
 from hilum.io.atomic import atomic_write
 from hilum.io.checks import Docket
 from hilum.io.hashing import sha256_of_parts
-from hilum.io.limits import Answers, Limits, Mode
+from hilum.io.limits import Answers, Limits, Mode, Placement
 from hilum.io.nifti_header import DTYPES, NiftiHeader, header_size, parse_header
 from hilum.io.streams import ByteStream, Source, check_inflation
-from hilum.io.voxels import read_voxels
+from hilum.io.voxels import read_voxels, to_hu
 from hilum.types import AffineRas, VolumeHU
 from hilum.volume import CTVolume, Finding, Level
 
@@ -61,7 +61,8 @@ def read_nifti(
         if stream.gzipped and len(block) < 348:
             raise _short(348, len(block), True, source.shown)
         header = parse_header(block, docket, answers, limits)
-        geometry = settle_geometry(_place(header, docket, answers), docket, answers)
+        place = _place if answers.placement is None else _placed
+        geometry = settle_geometry(place(header, docket, answers), docket, answers)
         parts = [stream]
         if header.pair:
             stream.skip(limits.max_header_bytes)
@@ -72,6 +73,8 @@ def read_nifti(
         _check_length(header, source, stream, limits)
         hu = _read_voxels(header, stream, source.shown)
         stream.finish()
+    if answers.placement is not None and (answers.placement.slope, answers.placement.intercept) != (1.0, 0.0):
+        hu = to_hu(hu, answers.placement.slope, answers.placement.intercept)
     sha256 = stream.sha256 if len(parts) == 1 else sha256_of_parts(p.sha256 for p in parts)
     return build_volume(hu, geometry, "nifti", sha256, docket, answers, limits)
 
@@ -150,6 +153,24 @@ def _place(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:
     elif "sform" in good and not broken:
         docket.add(_agreement_of_sizes(held["sform"], header))
     return geometry_of(held[chosen], header.shape, where)
+
+
+def _placed(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:
+    """The affine of a data set's table in place of the header's."""
+    said = answers.placement or Placement()
+    if said.shape is not None and said.shape != header.shape:
+        raise HeaderError(
+            "GRID_MISMATCH",
+            f"{said.source} and the file describe one grid",
+            expected=f"{said.shape} voxels",
+            got=f"{header.shape} voxels",
+            path=docket.path,
+        )
+    docket.will(f"take place and rescale from {said.source}: slope {said.slope:g}, {said.intercept:g} HU")
+    if said.affine_ras is None:
+        return _place(header, docket, answers)
+    affine = np.array([*said.affine_ras, 0.0, 0.0, 0.0, 1.0]).reshape(4, 4)
+    return geometry_of(affine, header.shape, docket.path or "")
 
 
 def _assumed(header: NiftiHeader, docket: Docket, answers: Answers) -> Geometry:

