@@ -11,6 +11,8 @@ from hilum.errors import ContainerError, RunError, UsageError
 
 MODULES = {
     "phantom": "phantom",
+    "ct-rate": "ct_rate",
+    "rad-chestct": "rad_chestct",
     "csv": "table",
     "dicom": "dicom_tree",
 }
