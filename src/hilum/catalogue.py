@@ -180,6 +180,20 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + WORKER_DIED refuse A scan whose reader dies is refused, and the others go on.
 + MANIFEST_DAMAGED refuse A manifest is a whole Parquet file in Hilum's schema.
 + XML_DANGEROUS refuse An XML file is small, shallow and declares no entities.
++ BANK_FILE refuse A question bank is a small, plain YAML file: no anchors, tags, merges or keys twice.
++ BANK_VALUE refuse A question bank's value has its type, and its parts fit together.
++ LLM_ENDPOINT refuse An endpoint is an https URL without a password, or http to this machine.
++ LLM_MODEL refuse A model has a printable name.
++ LLM_KEY refuse A key is printable ASCII, and never shown.
++ LLM_SEND ask Reports leave this machine only when that is said.
++ LLM_UNREACHABLE refuse An endpoint can be reached.
++ LLM_TIMEOUT refuse An endpoint answers in time.
++ LLM_STATUS refuse An endpoint answers with success, after a bounded number of attempts.
++ LLM_REFUSED refuse An endpoint knows the key, the model and the path.
++ LLM_REDIRECT refuse No redirect is followed with a key and a report.
++ LLM_TOO_LONG refuse A response stays within its bound.
++ LLM_REPLY refuse A reply is one JSON object with a list of answers.
++ REPORT_TOO_LONG refuse A report fits into one question to a model.
 + INTERNAL refuse Whatever happens, an error has a code; this one is a fault of Hilum.
 """
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "phantom": "Make chest CTs with known truth, with reports.",
     "train": "Train a model from a recipe.",
     "exam": "Measure a model: every number with its interval.",
+    "reports": "What reports say, and what they point at.",
 }
 """Name -> one line for `--help`. `hilum.cli.<name>` holds `@click.command() def <name>`."""
 

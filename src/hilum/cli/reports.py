@@ -1,0 +1,17 @@
+"""`hilum reports`: what reports say and what they point at; one file per subcommand."""
+
+from __future__ import annotations
+
+import click
+
+from hilum.cli.reports_snippets import snippets
+from hilum.cli.reports_structure import structure
+
+
+@click.group()
+def reports() -> None:
+    """What reports say, and what they point at."""
+
+
+for command in (snippets, structure):
+    reports.add_command(command)
