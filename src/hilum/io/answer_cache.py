@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -41,7 +41,7 @@ class Claim:
     def __init__(self, lock: FileLock | None, path: Path) -> None:
         self._lock, self._path = lock, path
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Claim:
         return self
 
     def __exit__(self, *problem: object) -> None:

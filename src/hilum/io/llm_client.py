@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 
@@ -102,7 +102,7 @@ class LlmClient:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
         )  # fmt: skip
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> LlmClient:
         return self
 
     async def __aexit__(self, *problem: object) -> None:

@@ -5,7 +5,7 @@
     ('lung_nodule', ['lung_nodule.side', 'lung_nodule.lobe'])
 
 A question about a finding is answered yes or no; its parts (side, lobe, size, ...) by one of their choices,
-by several, or by a size in mm. Source: the idea of RATE, as RadFinder (arXiv 2603.02026) uses it; the questions
+by several, or by a size in mm. Source: the idea of RATE, as RadFinder (arXiv 2603.02026) uses it; questions
 are our own.
 """
 
@@ -17,7 +17,7 @@ import json
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -60,7 +60,7 @@ class Attribute(_Strict):
         return ask
 
     @model_validator(mode="after")
-    def _choices_or_a_size(self) -> Self:
+    def _choices_or_a_size(self) -> Attribute:
         sized = self.low_mm is not None and self.high_mm is not None and self.low_mm < self.high_mm
         if sized == bool(self.choices) or (not sized and (self.low_mm, self.high_mm) != (None, None)):
             raise ValueError("choices, or low_mm below high_mm")
@@ -126,7 +126,7 @@ class Bank(_Strict):
     asked: tuple[Question, ...] = Field(alias="questions", min_length=1, max_length=MAX_QUESTIONS)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> Bank:
         ids = [q.id for q in self.asked]
         twice = sorted({i for i in ids if ids.count(i) > 1})
         if twice:
@@ -216,7 +216,9 @@ def _content(path: str | Path | None) -> bytes:
 
 
 def _explain(error: ValidationError, path: str | Path) -> UsageError:
-    first: Any = error.errors(include_url=False)[0]
+    errors: list[Any] = list(error.errors(include_url=False))
+    # A mistyped key is both unknown and missing under its right name; only the first of these helps.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"]) or "the bank"
     if first["type"] != "extra_forbidden":
         return UsageError(
