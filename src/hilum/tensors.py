@@ -66,3 +66,6 @@ MaskTensor: TypeAlias = Bool[Tensor, "X Y Z"]
 
 GridTensor: TypeAlias = Float[Tensor, "U V W"]
 """One scalar per voxel of another grid than `X Y Z` (after resampling)."""
+
+ScanCrop: TypeAlias = Float[Tensor, "1 *voxels"]
+"""A crop or slice of a prepared scan, scaled as its preset says."""
