@@ -59,3 +59,20 @@ def test_kill_and_again(tmp_path: Path, answered: int) -> None:
         twice = [report for report, times in Counter(server.asked).items() if times > 1]
         assert set(server.asked) == set(REPORTS) and len(twice) <= 3
     assert (folder / "out.jsonl").read_bytes() == (tmp_path / "undisturbed" / "out.jsonl").read_bytes()
+
+
+def test_a_run_that_is_interrupted_says_so_and_goes_on_later(tmp_path: Path) -> None:
+    folder = tmp_path / "interrupted"
+    table(folder)
+    with Stub(lambda number, report: slowly) as server:
+        process = subprocess.Popen(command(server, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while len(list((folder / "cache").glob("??/*.json"))) < 5:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 130 and said.decode().strip().endswith("Interrupted.")
+        kept = len(list((folder / "cache").glob("??/*.json")))
+        assert kept >= 5 and not (folder / "out.jsonl").exists()
+        before = len(server.seen)
+        subprocess.run(command(server, folder), check=True, timeout=60, capture_output=True)
+        assert len(server.seen) - before == len(REPORTS) - kept

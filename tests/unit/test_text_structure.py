@@ -81,6 +81,28 @@ def test_an_answer_that_does_not_count_is_dropped_and_counted(answer: Any, reaso
     assert list(found.answers) == ["lung_nodule"] and found.dropped == {reason: 1}
 
 
+@pytest.mark.parametrize(
+    ("report", "quote", "place"),
+    [
+        ("No nodule on the right. Left: nodule of 5 mm.", "nodule", 30),
+        ("No mass or nodule.", "nodule", None),
+        ("Kein Erguss oder Nodule.", "nodule", None),
+        ("No effusion. One nodule or two.", "nodule", 17),
+        ("There is no effusion, and a nodule is seen.", "nodule", 28),
+        ("Nodule is not seen on the right. The nodule of the left lobe has grown.", "nodule", 37),
+        ("The nodule was NOT observed.", "nodule", None),
+        ("Nodule. Not measured.", "nodule", 0),
+        ("Nodule-thickening was not detected.", "nodule", None),
+        ("A nodule area is not seen.", "nodule", None),
+        ("A nodule, which was not there before.", "nodule", 2),
+    ],
+)  # fmt: skip
+def test_yes_needs_a_place_that_the_report_does_not_deny(report: str, quote: str, place: int | None) -> None:
+    found = read(one("lung_nodule", "yes", quote), report=report).answers
+    assert (found["lung_nodule"].span[0] if found else None) == place
+    assert read(one("lung_nodule", "no", quote), report=report).answers["lung_nodule"].value == "no"
+
+
 def test_unknown_and_null_are_answers_like_none() -> None:
     found = read(one("consolidation", "Unknown", "x"), one("emphysema", None, "x"))
     assert not found.answers and not found.dropped
@@ -219,6 +241,13 @@ def test_quotes_are_found_whatever_their_case_dashes_and_spaces() -> None:
 )  # fmt: skip
 def test_sizes(text: str, sizes: tuple[float, ...]) -> None:
     assert sizes_mm(text) == sizes
+
+
+def test_a_quote_that_stands_half_in_words_all_over_takes_bounded_time() -> None:
+    report = "aaa" * 30_000
+    start = time.perf_counter()
+    found = read(*[one("lung_nodule", "yes", "aaa")] * 500, report=report)
+    assert time.perf_counter() - start < 10 and found.dropped == {"unsupported": 500}
 
 
 def test_sizes_take_linear_time() -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from functools import cached_property
 
 MIN_LETTERS = 3
+MAX_PLACES = 200
 MAX_QUOTE = 400
 """Characters. The whole report says everything and shows nothing."""
 
@@ -23,8 +25,14 @@ _SIZE = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\d{1,4}(?:[.,]\d{1,3})?")
-_DENIED_BEFORE = re.compile(r"(?<!\w)(?:no|not|without|kein\w{0,2}|ohne)\s{1,3}$", re.IGNORECASE)
-_DENIED_BEHIND = re.compile(r"\s{1,3}(?:\w{1,12}\s{1,3})?(?:not|nicht|absent)(?!\w)", re.IGNORECASE)
+_DENIED_BEFORE = re.compile(
+    r"(?<!\w)(?:no|not|without|kein\w{0,2}|ohne)\s{1,3}(?:[^.:;\n]{1,50}\s(?:or|nor|oder)\s{1,3})?$",
+    re.IGNORECASE,
+)
+"""Right before, or before the first of several: "no mass or nodule"."""
+_DENIED_BEHIND = re.compile(
+    r"(?:[-/]\w{1,20})?\s{1,3}(?:\w{1,12}\s{1,3}){0,2}(?:not|nicht|absent)(?!\w)", re.IGNORECASE
+)
 
 
 class Quotable:
@@ -43,21 +51,26 @@ class Quotable:
 
     def find(self, quote: str) -> tuple[int, int] | None:
         """First and last+1 character of the first place where `quote` stands, None where it does not."""
+        return next(self.places(quote), None)
+
+    def places(self, quote: str) -> Iterator[tuple[int, int]]:
+        """The places where `quote` stands, `MAX_PLACES` looked at; none for too short or too long a quote."""
         wanted = _fold(quote)[0].strip().strip("\"'").strip()
         if len(wanted) > MAX_QUOTE or sum(c.isalnum() for c in wanted) < MIN_LETTERS:
-            return None
-        folded, places = self._folded
+            return
+        folded, origin = self._folded
         at = folded.find(wanted)
-        while at >= 0:
+        for _ in range(MAX_PLACES):
+            if at < 0:
+                return
             end = at + len(wanted)
             if _edge(folded, at) and _edge(folded, end):
-                return places[at], places[end - 1] + 1
+                yield origin[at], origin[end - 1] + 1
             at = folded.find(wanted, at + 1)
-        return None
 
     def denied(self, span: tuple[int, int]) -> bool:
         """The report takes back what a quote says, in words right before or behind that were left out."""
-        before, behind = self.text[max(0, span[0] - 16) : span[0]], self.text[span[1] : span[1] + 40]
+        before, behind = self.text[max(0, span[0] - 60) : span[0]], self.text[span[1] : span[1] + 60]
         return bool(_DENIED_BEFORE.search(before) or _DENIED_BEHIND.match(behind))
 
 

@@ -204,14 +204,17 @@ def _judge(
     value = _value(item, given.answer)
     if value is None:
         return "wrong_value"
-    span = quotable.find(given.quote or "")
-    if span is None:
-        return "unsupported"
+    for span in quotable.places(given.quote or ""):
+        if _borne_out(value, span, quotable):
+            return item.id, Answer(value, span)
+    return "unsupported"
+
+
+def _borne_out(value: Value, span: tuple[int, int], quotable: Quotable) -> bool:
+    """The words at this place can mean the value: not denied, and with the size if it is one."""
     if value != "no" and quotable.denied(span):
-        return "unsupported"
-    if isinstance(value, float) and not _stands_there(value, quotable.text[span[0] : span[1]]):
-        return "unsupported"
-    return item.id, Answer(value, span)
+        return False
+    return not isinstance(value, float) or _stands_there(value, quotable.text[span[0] : span[1]])
 
 
 def _value(item: Item, given: str | int | float | list[str]) -> Value | None:
