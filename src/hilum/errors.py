@@ -9,6 +9,7 @@ HilumError                     code, rule, expected, got, path, hint
 │   ├── SeriesError            DICOM series geometry            (rows C)
 │   ├── PixelError             DICOM pixels                     (rows D)
 │   ├── ReportError            reports, labels, manifests       (rows E)
+│   │   └── LeakError          two cohorts share a scan; .rows  (row E03)
 │   └── WeightsError           weights and configuration        (rows F)
 └── RunError                   something failed while running   (rows G)       exit 5
 
@@ -18,6 +19,7 @@ Codes are stable; prose is not. The table of codes is `hilum.catalogue`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,19 @@ class PixelError(InputRefused):
 
 class ReportError(InputRefused):
     """Reports, labels and manifests (catalogue rows E)."""
+
+
+class LeakError(ReportError):
+    """Two cohorts that must be apart share a patient or a scan (row E03).
+
+    Args:
+        code, rule: see `HilumError`; so are the other parts.
+        rows: one dict per leak, see `hilum.cohort.audit.Leak.as_dict`; they do not cross to another process.
+    """
+
+    def __init__(self, code: str, rule: str, *, rows: Sequence[Mapping[str, Any]] = (), **parts: Any) -> None:
+        super().__init__(code, rule, **parts)
+        self.rows = tuple(rows)
 
 
 class WeightsError(InputRefused):

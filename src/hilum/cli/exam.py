@@ -66,9 +66,12 @@ def _samples(model: str) -> dict[str, Any]:
 def _phantoms(names: list[str], cases: int, workers: int) -> dict[str, Any]:
     from hilum.exam.phantom_cases import score_seeds
     from hilum.exam.phantom_table import as_text, tabulate
+    from hilum.exam.unseen import require_unseen
     from hilum.read.scan_model import ScanModel
 
     seeds = range(EXAM_SEED, EXAM_SEED + cases)
+    for name in names:
+        require_unseen(ScanModel.load(name).card, EXAM_SEED, cases)
     scored = list(_bar(score_seeds(seeds, names, workers=workers), cases, "exam phantoms"))
     tables = []
     for position, name in enumerate(names):

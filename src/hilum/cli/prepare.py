@@ -22,7 +22,7 @@ SHOWN = 20
 @click.argument("root", metavar="ROOT", type=click.Path(path_type=Path))
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for manifest.parquet, refused.csv and prepare.json; a second run goes on there.",
+    help="Folder for manifest.parquet, refused.csv, leaks.csv, prepare.json; a second run goes on there.",
 )  # fmt: skip
 @click.option("--source", metavar="NAME", help="The data set; found by its layout when not given.")
 @click.option(
@@ -37,6 +37,10 @@ SHOWN = 20
 @click.option(
     "--calcification", default="arterial", show_default=True, type=click.Choice(["arterial", "either"]),
     help="What RAD-ChestCT's calcification label says.",
+)  # fmt: skip
+@click.option(
+    "--against", multiple=True, type=click.Path(path_type=Path, exists=True),
+    help="Another cohort's folder or manifest; what the two share is listed. May be given again.",
 )  # fmt: skip
 @click.option(
     "--secret", type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -62,7 +66,8 @@ def prepare(root: Path, out: Path, as_json: bool, **chosen: Any) -> int:
     """Judge every scan below ROOT and write the manifest of those that are fit.
 
     ROOT is the folder of a data set as it was published, a folder of DICOM files, or a table of scans.
-    Exit code 0 when all are fit, 4 when some were refused: they stand in refused.csv with code and reason.
+    Exit code 0 when all are fit, 4 when some were refused (refused.csv has code and reason), or when two
+    splits or cohorts share a patient, scan or report (leaks.csv has the rows).
     """
     from hilum.cohort.prepare import prepare as run
 
@@ -72,10 +77,11 @@ def prepare(root: Path, out: Path, as_json: bool, **chosen: Any) -> int:
         echo_json(prepared.as_dict() | {"out": str(out)})
     else:
         _show(prepared, out)
-    return PARTIAL if prepared.refusals else 0
+    return PARTIAL if prepared.refusals or prepared.leaks else 0
 
 
 def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
+    from hilum.cohort.manifest import read_manifest
     from hilum.cohort.prepare import PrepareOptions
     from hilum.cohort.sources.base import SourceOptions
     from hilum.cohort.splits import parse_shares
@@ -93,6 +99,7 @@ def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
         shares=None if split in ("keep", "ignore") else parse_shares(split),
         keep_splits=split != "ignore",
         seed=chosen["seed"],
+        against={str(path): read_manifest(path) for path in chosen["against"]},
         mode=chosen["mode"],
         workers=chosen["workers"],
         wait_s=chosen["wait_s"],
@@ -119,6 +126,10 @@ def _show(prepared: Prepared, out: Path) -> None:
     if prepared.refusals:
         rows = [[r.key, r.code, r.reason] for r in prepared.refusals]
         show_rows(console, ("refused", "code", "why"), rows, out / "refused.csv")
+    for one in (a for a in prepared.audits if a.leaks):
+        console.print(f"[bold red]{_plain(one.left)} and {_plain(one.right)} share scans[/bold red]")
+        rows = [[leak.kind, leak.left, leak.right, leak.what] for leak in one.leaks]
+        show_rows(console, ("by", _plain(one.left), _plain(one.right), "what"), rows, out / "leaks.csv")
     console.print(f"written: {_plain(str(out / 'manifest.parquet'))}")
 
 

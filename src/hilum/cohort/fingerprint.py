@@ -20,7 +20,7 @@ SIDE, CELL_MM = 16, 16.0
 COARSE_MM = 4.0
 LOW_HU, HIGH_HU, STEPS = -1000.0, 300.0, 250
 UNKNOWN = 255
-LUNG_HU, LEAST_LUNG_ML, LEAST_AREA_MM2 = -500.0, 100.0, 800.0
+LUNG_HU, LEAST_LUNG_ML, LEAST_AREA_MM2 = -500.0, 100.0, 1000.0
 SLAB_MM = 120.0
 ABOVE_MM = 40.0
 """How far the first cube reaches beyond the top of the lungs, and the second below their base."""
@@ -34,6 +34,8 @@ def fingerprint(volume: CTVolume) -> tuple[bytes, bytes]:
     """
     spacing = volume.geometry.spacing_mm
     low, scanned = coarse(volume.hu, spacing)
+    if min(low.shape[:2]) < 3:
+        return b"", b""
     lungs = lungs_of(low)
     area = lungs.sum(axis=(0, 1)) * COARSE_MM**2
     filled = np.flatnonzero(area >= LEAST_AREA_MM2)
@@ -67,14 +69,27 @@ def coarse(
 
 
 def lungs_of(low: GridMap) -> np.ndarray:
-    """Air inside the body on a coarse grid: pieces that touch no side face and hold 100 ml and more."""
-    air, count = cc3d.connected_components(low < LUNG_HU, connectivity=6, return_N=True)
+    """The inner air of the body on a coarse grid, one cell in from its walls.
+
+    Pieces that touch no side face and hold 100 ml and more. Without the step inwards the lungs of a thin
+    person join the air outside, where a coarse cell averages a wall away.
+    """
+    core = _shrunk(low < LUNG_HU)
+    air, count = cc3d.connected_components(core, connectivity=6, return_N=True)
     sizes_ml = np.bincount(air.ravel(), minlength=count + 1) * COARSE_MM**3 / 1000
     inside = sizes_ml >= LEAST_LUNG_ML
-    for face in (air[0], air[-1], air[:, 0], air[:, -1]):
+    # One cell in: the outermost layer has no neighbour on one side and is never core.
+    for face in (air[1], air[-2], air[:, 1], air[:, -2]):
         inside[np.unique(face)] = False
     inside[0] = False
     return inside[air]
+
+
+def _shrunk(mask: np.ndarray) -> np.ndarray:
+    """True where a cell and its four neighbours in the image plane are."""
+    core = np.zeros_like(mask)
+    core[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    return core
 
 
 def _box_weights(count: int, spacing_mm: float, cells: int) -> np.ndarray:

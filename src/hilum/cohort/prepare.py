@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hilum
+from hilum.cohort.audit import Audit, audit, audit_splits
 from hilum.cohort.journal import Journal
 from hilum.cohort.judge import Judgement, Refusal, judge
 from hilum.cohort.manifest import MANIFEST, RECEIPT, Manifest, ScanRow
@@ -30,7 +31,7 @@ from hilum.io.atomic import atomic_write
 from hilum.io.limits import Mode
 from hilum.io.lock import output_lock
 
-REFUSED = "refused.csv"
+REFUSED, LEAKS = "refused.csv", "leaks.csv"
 TRY_AGAIN = ("WORKER_DIED", "MEMORY_PLAN", "INTERNAL")
 """What may be the machine's fault and not the scan's: the next run judges these anew."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -44,6 +45,7 @@ class PrepareOptions:
         source: name of the adapter; None finds it. of_source: what the user says about the data set.
         shares: of train, val and test for patients without a given split; None gives them none.
         keep_splits: whether splits that the data set gives are kept. seed: of the split.
+        against: manifests that must share nothing with this cohort, by name.
         mode: see `open_volume`. workers: processes. wait_s: how long to wait for another writer.
     """
 
@@ -52,6 +54,7 @@ class PrepareOptions:
     shares: Mapping[str, float] | None = None
     keep_splits: bool = True
     seed: int = 0
+    against: Mapping[str, Manifest] = field(default_factory=dict)
     mode: Mode = "repair"
     workers: int = 1
     wait_s: float = 0.0
@@ -64,6 +67,7 @@ class Prepared:
     Args:
         manifest: of the scans that are fit. refusals: by key. reports: fault -> how many reports.
         splits: name -> number of scans and of patients. kept: judgements taken over from an earlier run.
+        audits: of every two splits, and of the cohort with each one it was held against.
     """
 
     manifest: Manifest
@@ -71,6 +75,12 @@ class Prepared:
     reports: Mapping[str, int]
     splits: Mapping[str, tuple[int, int]]
     kept: int
+    audits: tuple[Audit, ...] = ()
+
+    @property
+    def leaks(self) -> int:
+        """Pairs of scans that must not be apart."""
+        return sum(len(a.leaks) for a in self.audits)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -80,6 +90,7 @@ class Prepared:
             "refused": [r.as_dict() for r in self.refusals],
             "reports": dict(self.reports),
             "splits": {k: {"scans": n, "patients": p} for k, (n, p) in self.splits.items()},
+            "audits": [a.as_dict() for a in self.audits],
         }
 
 
@@ -125,7 +136,7 @@ def prepare(
             kept += old
             judged.append(pair)
             progress(done, len(records))
-        prepared = _gather(judged, chosen, source, top, kept)
+        prepared = _audited(_gather(judged, chosen, source, top, kept), options.against)
         _write(prepared, out, options)
     return prepared
 
@@ -187,10 +198,17 @@ def _gather(
     )
 
 
+def _audited(prepared: Prepared, against: Mapping[str, Manifest]) -> Prepared:
+    """Leaks are told, not refused: the manifest is a fact. Training and exams across them are refused."""
+    mine = prepared.manifest
+    audits = audit_splits(mine) + [audit(mine, other, (mine.source, name)) for name, other in against.items()]
+    return replace(prepared, audits=tuple(audits))
+
+
 def _write(prepared: Prepared, out: Path, options: PrepareOptions) -> None:
     """The manifest last: where it stands, the rest stands too."""
-    with atomic_write(out / REFUSED) as file:
-        file.write(refused_table(prepared.refusals).encode("utf-8"))
+    _write_table(out / REFUSED, refused_table(prepared.refusals))
+    _write_table(out / LEAKS, leak_table(prepared.audits))
     receipt = {
         "format": 1,
         "code_version": hilum.__version__,
@@ -205,6 +223,7 @@ def _write(prepared: Prepared, out: Path, options: PrepareOptions) -> None:
         "refused": dict(sorted(Counter(r.code for r in prepared.refusals).items())),
         "reports": dict(prepared.reports),
         "splits": {k: {"scans": n, "patients": p} for k, (n, p) in prepared.splits.items()},
+        "leaks": {f"{a.left} / {a.right}": a.counts() for a in prepared.audits if a.leaks},
     }
     with atomic_write(out / RECEIPT) as file:
         file.write((json.dumps(receipt, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
@@ -213,12 +232,28 @@ def _write(prepared: Prepared, out: Path, options: PrepareOptions) -> None:
 
 def refused_table(refusals: Iterable[Refusal]) -> str:
     """refused.csv: key, path, code, reason, hint; what a spreadsheet would run is prefixed (row E10)."""
+    names = ("key", "path", "code", "reason", "hint")
+    return _csv(names, (refusal.as_dict().values() for refusal in refusals))
+
+
+def leak_table(audits: Iterable[Audit]) -> str:
+    """leaks.csv: the two cohorts or splits, what they share, the two scans."""
+    names = ("left", "right", "kind", "left_key", "right_key", "what")
+    rows = ((a.left, a.right, k.kind, k.left, k.right, k.what) for a in audits for k in a.leaks)
+    return _csv(names, rows)
+
+
+def _csv(names: tuple[str, ...], rows: Iterable[Iterable[str]]) -> str:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["key", "path", "code", "reason", "hint"])
-    for refusal in refusals:
-        rows.writerow([_plain(cell) for cell in refusal.as_dict().values()])
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    table.writerows([_plain(cell) for cell in row] for row in rows)
     return text.getvalue()
+
+
+def _write_table(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def _plain(cell: str) -> str:

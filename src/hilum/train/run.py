@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hilum import __version__
+from hilum.cohort.audit import phantom_patients, require_apart
 from hilum.cohort.phantom_set import PhantomSetSpec, build
 from hilum.io.atomic import atomic_write
 from hilum.io.weights import preset_data, save_weights
@@ -49,6 +50,7 @@ def run_recipe(
     The card's thresholds are neutral until `hilum exam --choose` sets them from validation phantoms.
     """
     preset = Preset.from_dict(preset_data(recipe.preset))
+    refuse_leak(recipe)
     spec = training_spec(recipe, preset)
     made = build(spec, cache, workers=recipe.data.workers)
     patients = list(track(made, spec.count // spec.siblings, "phantom patients"))
@@ -59,6 +61,18 @@ def run_recipe(
     digest = save_weights(out / "model.safetensors", arrays, {"preset": preset.name, "hilum": __version__})
     write_card(out, fresh_card(recipe, preset, digest) | {"training_minutes": training_minutes(out)})
     return out
+
+
+def refuse_leak(recipe: Recipe) -> None:
+    """Training and validation phantoms are different people.
+
+    Raises:
+        LeakError: `PATIENT_LEAK`, the ranges of seeds meet.
+    """
+    data = recipe.data
+    training = phantom_patients(data.seed, data.train // data.siblings)
+    validation = phantom_patients(data.validation_seed, data.validation)
+    require_apart(training, validation, ("training", "validation"))
 
 
 def training_minutes(out: Path) -> float:
