@@ -1,4 +1,4 @@
-"""Mentions -> references: sentences, and which image belongs to which series.
+"""Mentions -> references: which image belongs to which series.
 
 An image takes the series named right behind it ("image 38 of series 4"), else the last one named before it in
 the same sentence. Source: our own rules.
@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hilum.text.sentences import sentence_ends
 from hilum.text.snippet_grammar import SEVERAL, Mention
 from hilum.text.snippet_numbers import inside_brackets
-from hilum.text.snippet_words import ABBREVIATIONS, AND, CLOSING, DASHES, OPENING, ORDINAL, Token, words_of
+from hilum.text.snippet_words import AND, CLOSING, DASHES, OPENING, Token, words_of
 
-MAX_SENTENCE = 2000
-"""Characters after which a text without full stops is cut, so that work grows with its length only."""
-SHORT_LINE = 60
-"""A line this short did not end because the paper did."""
 MARKS = frozenset({",", "(", "[", "/", ";", ":"}) | DASHES
 PREPOSITIONS = frozenset({"of", "in", "on", "from", "der", "des", "von", "aus", "auf", "to", "zu"})
 PASSED = words_of(
@@ -26,8 +23,6 @@ PASSED = words_of(
     "images number"
 )
 """Words that may stand between an image and its series."""
-BULLETS = frozenset("-*•·–>")
-ARTICLES = words_of("der die das dem den des im am zur zum vom ins beim the")
 
 
 @dataclass(frozen=True)
@@ -61,13 +56,10 @@ class Sentence:
 def sentences_of(text: str, tokens: Sequence[Token], mentions: Sequence[Mention]) -> list[Sentence]:
     """The sentences that point at images; the others are left out."""
     inside = inside_brackets(tokens)
-    number_ends = {m.last for m in mentions}
+    number_ends = frozenset(m.last for m in mentions)
     sentences: list[Sentence] = []
     first, upcoming = 0, 0
-    for index in range(len(tokens)):
-        last = index + 1 == len(tokens)
-        if not (last or _ends_sentence(text, tokens, index, first, inside, number_ends)):
-            continue
+    for index in sentence_ends(text, tokens, number_ends):
         held: list[Mention] = []
         while upcoming < len(mentions) and mentions[upcoming].first <= index:
             held.append(mentions[upcoming])
@@ -77,46 +69,6 @@ def sentences_of(text: str, tokens: Sequence[Token], mentions: Sequence[Mention]
             sentences.append(Sentence(tokens[first].start, tokens[index].end, found))
         first = index + 1
     return sentences
-
-
-def _ends_sentence(
-    text: str,
-    tokens: Sequence[Token],
-    index: int,
-    first: int,
-    inside: Sequence[int],
-    number_ends: set[int],
-) -> bool:
-    """True when the sentence that began at token `first` ends with token `index`."""
-    token, after = tokens[index], tokens[index + 1]
-    if after.end - tokens[first].start > MAX_SENTENCE:
-        return True
-    opened = inside[index]
-    if opened >= 0 and after.start - tokens[opened].start < 300:
-        return False
-    gap = text[token.end : after.start]
-    initial = text[after.start]
-    if "\n" in gap:
-        return gap.count("\n") > 1 or token.text in ".:;!?" or _new_line(text, token, after, initial)
-    if token.text in ("!", "?"):
-        return bool(gap)
-    if token.text != "." or not gap or initial.islower():
-        return False
-    before = tokens[index - 1] if index else token
-    if before.kind == "word":
-        return before.text not in ABBREVIATIONS
-    if before.kind != "number" or index - 1 in number_ends:
-        return True
-    article = index > 1 and tokens[index - 2].text in ARTICLES
-    return not article and after.text not in ORDINAL
-
-
-def _new_line(text: str, token: Token, after: Token, initial: str) -> bool:
-    """True when a line break ends a sentence although no full stop does."""
-    length = token.end - (text.rfind("\n", max(0, token.end - SHORT_LINE - 1), token.end) + 1)
-    short = length < SHORT_LINE and token.end - length >= 0
-    counted = after.kind == "number" and text[after.end : after.end + 2] in (". ", ") ")
-    return initial in BULLETS or counted or (short and initial.isupper())
 
 
 class _Linker:
