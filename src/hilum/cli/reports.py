@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from hilum.cli.reports_labels import labels
 from hilum.cli.reports_snippets import snippets
 from hilum.cli.reports_structure import structure
 
@@ -13,5 +14,5 @@ def reports() -> None:
     """What reports say, and what they point at."""
 
 
-for command in (snippets, structure):
+for command in (labels, snippets, structure):
     reports.add_command(command)

@@ -1,8 +1,8 @@
-"""The labeller's words: rule files (data) -> one index of patterns, met word by word in one pass over a text.
+"""The labeller's words: rule files (data) -> one index of patterns, met word by word in one pass.
 
-A rule file lists phrases in a small pattern language (its head explains it). Each becomes a regular expression
-that is tried only where a word begins with the same letters, so that a text costs one look-up per word and not
-one search per phrase. Phrases that begin with `*` (German compounds) are searched for inside words instead.
+A rule file lists phrases in a small pattern language (its head explains it). Each becomes a regular
+expression that is tried only where a word begins with the same letters, so that a text costs one look-up per
+word and not one search per phrase. Phrases that begin with `*` (German compounds) are searched for inside words instead.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ class Meaning:
     """What a phrase says.
 
     Args:
-        kind: `term` (names a finding), `placed` (names it where a place of `at` is near), `not` (looks like
-            it and is none), `normal` (denies it in other words), else the table: `cue`, `place`, `side`, `lobe`.
+        kind: `term` (names a finding), `placed` (names it where a place of `at` is near), `denied_only` (a
+            wider word that counts where it is denied), `not` (looks like the finding and is none), `normal`
+            (denies it in other words), else the table: `cue`, `place`, `side`, `lobe`.
         name: slug of the finding, or the key in the table.
     """
 
@@ -162,7 +163,9 @@ def _gap(between: str, bar: str, words: str) -> str:
 def _phrases(table: Mapping[str, Any], rule: str) -> Iterator[tuple[str, str]]:
     for name, phrases in table.items():
         if not isinstance(phrases, list):
-            raise RunError("CONFIG_VALUE", "a rule is a list of phrases", expected="a list", got=f"{rule}.{name}")
+            raise RunError(
+                "CONFIG_VALUE", "a rule is a list of phrases", expected="a list", got=f"{rule}.{name}"
+            )
         yield from ((name, phrase) for phrase in phrases)
 
 
@@ -181,7 +184,7 @@ def load_lexicon(language: Language) -> Lexicon:
     for slug, rules in book["finding"].items():
         if slug not in SLUGS:
             raise RunError("CONFIG_VALUE", "rules are about the 18 findings", expected=SLUGS, got=slug)
-        for kind in ("terms", "placed", "not", "normal"):
+        for kind in ("terms", "placed", "denied_only", "not", "normal"):
             for phrase in rules.get(kind, []):
                 builder.add(phrase, Meaning("term" if kind == "terms" else kind, slug))
         policies[slug] = Policy(

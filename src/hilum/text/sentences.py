@@ -16,7 +16,7 @@ MAX_SENTENCE = 2000
 SHORT_LINE = 60
 """A line this short did not end because the paper did."""
 BULLETS = frozenset("-*•·–>")
-QUOTES = frozenset("\"“”»«")
+QUOTES = frozenset('"“”»«')
 ARTICLES = words_of("der die das dem den des im am zur zum vom ins beim the")
 
 
@@ -30,13 +30,12 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
-def sentence_ends(
-    text: str, tokens: Sequence[Token], number_ends: frozenset[int] = frozenset()
-) -> list[int]:
+def sentence_ends(text: str, tokens: Sequence[Token], number_ends: frozenset[int] = frozenset()) -> list[int]:
     """The last token of every sentence.
 
     Args:
-        text: the report. tokens: of it. number_ends: tokens whose number is an image's, not a sentence's last.
+        text: the report. tokens: of it.
+        number_ends: tokens whose number is an image's and ends no sentence.
     """
     inside = inside_brackets(tokens)
     ends: list[int] = []
