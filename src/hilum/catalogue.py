@@ -162,7 +162,8 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + MODEL_UNKNOWN refuse A model is one that ships, or a folder that holds one.
 + MODEL_OUTPUT refuse A model gives what its contract says.
 + LABEL_NAMES refuse Label names are a table of number to name.
-+ LABEL_VALUES refuse Labels are whole numbers.
++ LABEL_VALUES refuse Labels are whole numbers; a finding is 1, 0 or not known.
++ LABEL_DUPLICATE refuse A label file says one thing about a scan.
 + ORGANS_EMPTY refuse An organ file holds organs of the chest.
 + MASK_MISSING refuse A mask that the work needs is given.
 + NO_MATERIAL refuse Only a fresh reading can be saved.

@@ -28,14 +28,11 @@ REFUSED: frozenset[RowFault] = frozenset({"undecodable", "ragged"})
 TEXT_COLUMNS = (
     "report_text", "report", "text", "findings_en", "impressions_en", "findings", "impression", "impressions",
     "full_report", "radiology_report", "report_findings", "befund", "beurteilung", "befundtext",
-    "clinicalinformation_en", "technique_en",
 )  # fmt: skip
 """Names of columns with report text, lower case; every one that is there is read."""
 TABLES = (".csv", ".tsv")
 MAX_TABLE_BYTES = 4 * GIB
 NOTHING = frozenset({"", "nan", "none", "null", "n/a", "na"})
-SAID_ELSEWHERE = ("clinicalinformation_en", "technique_en")
-"""Columns that say nothing about the images; a row with nothing but them is empty."""
 KEY_COLUMNS = ("volumename", "volume_name", "accessionno")
 CELL_LIMITS = (255, 256, 1024, 2000, 4000, 8000, 32767, 65535)
 """Lengths at which spreadsheets and databases cut a text."""
@@ -160,7 +157,7 @@ def _faults(row: _Row, seen: Counter[str], ending: str) -> TableReport:
         return TableReport(row.row, "", (), ("undecodable",))
     if not row.fits:
         return TableReport(row.row, row.key, (), ("ragged",))
-    saying = [" ".join(t.split()) for c, t in row.cells if c.strip().lower() not in SAID_ELSEWHERE]
+    saying = [" ".join(text.split()) for text in texts]
     saying = [t for t in saying if t.lower() not in NOTHING]
     if not saying:
         return TableReport(row.row, row.key, row.cells, ("empty",))

@@ -2,7 +2,8 @@
 
 A rule file lists phrases in a small pattern language (its head explains it). Each becomes a regular
 expression that is tried only where a word begins with the same letters, so that a text costs one look-up per
-word and not one search per phrase. Phrases that begin with `*` (German compounds) are searched for inside words instead.
+word and not one search per phrase. Phrases that begin with `*` (German compounds) are searched for inside
+words instead.
 """
 
 from __future__ import annotations

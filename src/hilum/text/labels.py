@@ -30,6 +30,8 @@ PROBABILITY: Mapping[str, float] = {
 """Share of CT-RATE reports with the finding, by the strongest thing said; "" is nothing."""
 ORDER: tuple[Status, ...] = ("said", "doubted", "open", "denied", "normal", "past")
 """Which statement decides: the first of these that a report holds."""
+MIXED = 20
+"""Common words from which on a text may be taken to be in two languages."""
 RANK = {status: rank for rank, status in enumerate(ORDER)}
 LOBED = frozenset(
     {"emphysema", "atelectasis", "lung_nodule", "lung_opacity", "fibrotic_sequela", "mosaic_attenuation",
@@ -150,7 +152,7 @@ def lexicons_for(lowered: str) -> list[Lexicon]:
         lexicon = load_lexicon(language)
         shares[language] = sum(word in lexicon.markers for word in words)
     most = max(shares.values())
-    chosen: list[Language] = [n for n in LANGUAGES if shares[n] * 3 >= most]
+    chosen: list[Language] = [n for n in LANGUAGES if shares[n] * 2 >= most + (most < MIXED) * most]
     return [load_lexicon(language) for language in chosen]
 
 

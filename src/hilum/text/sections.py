@@ -14,7 +14,7 @@ SILENT = frozenset({"technique", "history", "comparison"})
 """Sections that say nothing about what this scan shows."""
 
 NAMES = {
-    "findings": r"findings?|report|observations?|description|befunde?|befundung|(?:ct )?thorax befund|befundtext",
+    "findings": r"findings?|report|observations?|description|befund(?:e|ung|text)?|(?:ct )?thorax befund",
     "impression": (
         r"impressions?|conclusions?|summary|opinion|diagnos[ie]s|assessment|results?|interpretation|"
         r"(?:zusammenfassende )?beurteilung|(?:gesamt)?beurteilung|zusammenfassung|fazit|schlussfolgerung"
@@ -24,10 +24,10 @@ NAMES = {
         r"(?:ct |untersuchungs)?technik|methodi?k?e?|(?:durchgeführte )?untersuchung|protokoll"
     ),
     "history": (
-        r"(?:clinical |patient |medical )?(?:history|information|indications?|details|data|background|question)|"
-        r"reason for (?:exam(?:ination)?|study|scan|referral)|anamnese|vorgeschichte|überweisungsgrund|"
-        r"klinik|angaben zur klinik|klinische (?:angaben?|informationen?|fragestellung|daten)|fragestellung|"
-        r"(?:rechtfertigende )?indikation(?:en)?"
+        r"(?:clinical |patient |medical )?(?:history|information|indications?|details|data|background|"
+        r"question)|reason for (?:exam(?:ination)?|study|scan|referral)|anamnese|vorgeschichte|"
+        r"überweisungsgrund|klinik|angaben zur klinik|fragestellung|"
+        r"klinische (?:angaben?|informationen?|fragestellung|daten)|(?:rechtfertigende )?indikation(?:en)?"
     ),
     "comparison": (
         r"comparisons?(?: studies)?|compared (?:to|with)|(?:prior|previous) (?:studies|exams?|imaging)|"
