@@ -190,7 +190,7 @@ def plain_window(hu: np.ndarray) -> np.ndarray:
     """EXACT §1.3, step 1, as it is written there."""
     values = hu.astype(np.float32).copy()
     values[values < values.min() + 100] = np.nan
-    low, high = np.nanpercentile(values, 0.5), np.nanpercentile(values, 99.5)
+    low, high = np.nanpercentile(values, (0.5, 99.5))
     scaled = (np.clip(values, low, high) - low) / (high - low) * 255
     return np.where(np.isnan(scaled), 0, scaled).astype(np.uint8)
 
