@@ -7,6 +7,7 @@ import email.utils
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,16 @@ from hilum.io.llm_client import LlmClient, LlmLimits, LlmReply, _retry_after_s
 from hilum.io.llm_endpoint import endpoint_of, is_loopback
 
 KEY = "sk-canary-0123456789"
-FAST = LlmLimits(
-    connect_s=2, read_s=0.3, total_s=0.8, max_bytes=1 << 20, attempts=2, backoff_s=0.01, max_pause_s=0.5
-)
+PATIENT = LlmLimits(read_s=20, total_s=30, max_bytes=1 << 20, attempts=2, backoff_s=0.01, max_pause_s=0.5)
+FAST = replace(PATIENT, read_s=0.3, total_s=0.8)
+"""For servers that never end; a busy machine may well take this long for an honest reply."""
 MESSAGES = [
     {"role": "system", "content": "rules"},
     {"role": "user", "content": "MARK\nsecret report\nMARK\n"},
 ]
 
 
-def ask(server: Stub | str, limits: LlmLimits = FAST, times: int = 1) -> LlmReply:
+def ask(server: Stub | str, limits: LlmLimits = PATIENT, times: int = 1) -> LlmReply:
     url = server if isinstance(server, str) else server.url
 
     async def run() -> list[LlmReply]:
@@ -40,7 +41,7 @@ def ask(server: Stub | str, limits: LlmLimits = FAST, times: int = 1) -> LlmRepl
     return asyncio.run(run())[-1]
 
 
-def failure(server: Stub | str, limits: LlmLimits = FAST) -> RunError:
+def failure(server: Stub | str, limits: LlmLimits = PATIENT) -> RunError:
     with pytest.raises(RunError) as caught:
         ask(server, limits)
     said = f"{caught.value} {caught.value.__cause__!r}"
@@ -104,11 +105,12 @@ def test_of_an_error_body_only_a_known_word_is_shown() -> None:
 
 
 def test_retry_after_is_honoured_up_to_a_bound() -> None:
-    for asked, at_least, at_most in (("0.0", 0.0, 0.4), ("1", 0.45, 2.0), ("86400", 0.45, 2.0)):
+    for asked in ("1", "86400"):
         with Stub(in_turn(stub.status(429, retry_after=asked), stub.saying("hello"))) as server:
             start = time.monotonic()
             assert ask(server).text == "hello"
-            assert at_least <= time.monotonic() - start < at_most, asked
+            # Half a second is the longest pause that is granted here.
+            assert 0.45 <= time.monotonic() - start < 10, asked
 
 
 def test_retry_after_may_be_a_date_or_nonsense() -> None:
@@ -120,19 +122,23 @@ def test_retry_after_may_be_a_date_or_nonsense() -> None:
 
 
 def test_one_who_is_asked_to_wait_makes_all_wait() -> None:
-    limits = LlmLimits(read_s=2, total_s=2, attempts=3, backoff_s=0.01, max_pause_s=0.5)
+    arrived: list[float] = []
 
-    async def run(url: str) -> float:
-        async with LlmClient(endpoint_of(url, "m"), limits) as client:
+    def behaviour(number: int, report: str) -> stub.Behaviour:
+        arrived.append(time.monotonic())
+        return stub.saying("hello") if number else stub.status(429, retry_after="1")
+
+    async def run(url: str) -> None:
+        async with LlmClient(endpoint_of(url, "m"), PATIENT) as client:
             first = asyncio.create_task(client.chat(MESSAGES, {}))
-            await asyncio.sleep(0.2)
-            start = time.monotonic()
+            while not client._quiet_until_s:
+                await asyncio.sleep(0.01)
             await client.chat(MESSAGES, {})
             await first
-            return time.monotonic() - start
 
-    with Stub(in_turn(stub.status(429, retry_after="1"), stub.saying("hello"))) as server:
-        assert asyncio.run(run(server.url)) > 0.2
+    with Stub(behaviour) as server:
+        asyncio.run(run(server.url))
+    assert len(arrived) == 3 and min(arrived[1:]) - arrived[0] > 0.4
 
 
 @pytest.mark.parametrize(
@@ -151,8 +157,8 @@ def test_one_who_is_asked_to_wait_makes_all_wait() -> None:
 def test_bad_behaviour_ends_in_time_with_a_code(behaviour: stub.Behaviour, code: str, words: str) -> None:
     with Stub(in_turn(behaviour)) as server:
         start = time.monotonic()
-        error = failure(server)
-        assert time.monotonic() - start < 4
+        error = failure(server, FAST if code == "LLM_TIMEOUT" else PATIENT)
+        assert time.monotonic() - start < 10
         assert error.code == code and words in str(error)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -29,9 +30,42 @@ def table(folder: Path) -> None:
     (folder / "reports.csv").write_text("report\n" + "\n".join(REPORTS) + "\n", encoding="utf-8")
 
 
-def slowly(handler: stub.Handler) -> None:
-    handler.server.over.wait(0.05)
-    stub.right(handler)
+class Holding:
+    """Answers the first so many requests and holds the others until it is told to go on."""
+
+    def __init__(self, answered: int) -> None:
+        self.answered, self.go = answered, threading.Event()
+
+    def __call__(self, number: int, report: str) -> stub.Behaviour:
+        return stub.right if number < self.answered or self.go.is_set() else self.held
+
+    def held(self, handler: stub.Handler) -> None:
+        self.go.wait(60)
+        handler.close_connection = True
+
+
+def kept(folder: Path) -> int:
+    return len(list((folder / "cache").glob("??/*.json")))
+
+
+def stopped(server: Stub, folder: Path, answered: int, how: signal.Signals) -> subprocess.Popen[bytes]:
+    """A run that got `answered` answers and was then sent a signal, with questions on their way."""
+    process = subprocess.Popen(command(server, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    limit = time.monotonic() + 60
+    while (kept(folder) < answered or len(server.seen) < answered + 3) and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(how)
+    return process
+
+
+def gone_on(server: Stub, folder: Path, holding: Holding) -> None:
+    """The second run asks what is not kept, and only that."""
+    before, missing = len(server.seen), len(REPORTS) - kept(folder)
+    holding.go.set()
+    subprocess.run(command(server, folder), check=True, timeout=60, capture_output=True)
+    assert len(server.seen) - before == missing and set(server.asked) == set(REPORTS)
+    # Only what was on its way when the process ended is asked a second time.
+    assert len([report for report, times in Counter(server.asked).items() if times > 1]) <= 3
 
 
 @pytest.mark.parametrize("answered", [1, 10, 25])
@@ -41,38 +75,20 @@ def test_kill_and_again(tmp_path: Path, answered: int) -> None:
     with Stub() as server:
         subprocess.run(command(server, tmp_path / "undisturbed"), check=True, timeout=60, capture_output=True)
     folder = tmp_path / "killed"
-    with Stub(lambda number, report: slowly) as server:
-        process = subprocess.Popen(
-            command(server, folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        limit = time.monotonic() + 60
-        while len(list((folder / "cache").glob("??/*.json"))) < answered and time.monotonic() < limit:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
-        kept = len(list((folder / "cache").glob("??/*.json")))
-        assert answered <= kept < len(REPORTS) and not (folder / "out.jsonl").exists()
-        before = len(server.seen)
-        subprocess.run(command(server, folder), check=True, timeout=60, capture_output=True)
-        assert len(server.seen) - before == len(REPORTS) - kept
-        # Only what was on its way when the process died is asked a second time.
-        twice = [report for report, times in Counter(server.asked).items() if times > 1]
-        assert set(server.asked) == set(REPORTS) and len(twice) <= 3
+    with Stub(holding := Holding(answered)) as server:
+        process = stopped(server, folder, answered, signal.SIGKILL)
+        process.communicate(timeout=30)
+        assert kept(folder) == answered and not (folder / "out.jsonl").exists()
+        gone_on(server, folder, holding)
     assert (folder / "out.jsonl").read_bytes() == (tmp_path / "undisturbed" / "out.jsonl").read_bytes()
 
 
 def test_a_run_that_is_interrupted_says_so_and_goes_on_later(tmp_path: Path) -> None:
     folder = tmp_path / "interrupted"
     table(folder)
-    with Stub(lambda number, report: slowly) as server:
-        process = subprocess.Popen(command(server, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        while len(list((folder / "cache").glob("??/*.json"))) < 5:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGINT)
+    with Stub(holding := Holding(5)) as server:
+        process = stopped(server, folder, 5, signal.SIGINT)
         _, said = process.communicate(timeout=30)
         assert process.returncode == 130 and said.decode().strip().endswith("Interrupted.")
-        kept = len(list((folder / "cache").glob("??/*.json")))
-        assert kept >= 5 and not (folder / "out.jsonl").exists()
-        before = len(server.seen)
-        subprocess.run(command(server, folder), check=True, timeout=60, capture_output=True)
-        assert len(server.seen) - before == len(REPORTS) - kept
+        assert kept(folder) == 5 and not (folder / "out.jsonl").exists()
+        gone_on(server, folder, holding)

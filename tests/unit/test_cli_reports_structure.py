@@ -53,7 +53,7 @@ def call(server: Stub | str, table: Path, *arguments: Any, json_too: bool = True
         "--cache",
         folder / "cache",
     ]
-    given += ["--timeout", "5", "--overwrite", *(["--json"] if json_too else []), *arguments]
+    given += ["--timeout", "30", "--overwrite", *(["--json"] if json_too else []), *arguments]
     return CliRunner().invoke(structure, [str(a) for a in given], standalone_mode=False)
 
 
