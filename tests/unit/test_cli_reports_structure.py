@@ -83,7 +83,12 @@ def test_the_main_case(table: Path) -> None:
     assert result.return_value == 0 and [r["row"] for r in records] == [1, 2, 3, 4, 5, 6]
     assert [r["status"] for r in records] == ["answered"] * 3 + ["empty"] + ["answered"] * 2
     first = records[0]
-    assert first["answers"]["lung_nodule"] == {"answer": "yes", "quote": "nodule", "span": [6, 12]}
+    assert first["answers"]["lung_nodule"] == {
+        "answer": "yes",
+        "quote": "nodule",
+        "column": "report",
+        "span": [6, 12],
+    }
     assert first["findings"]["lung_nodule"] == "present" and first["findings"]["pleural_effusion"] == "absent"
     assert records[0]["answers"] == records[4]["answers"]
     assert set(first["findings"]) == set(SLUGS) and first["bank"]["sha256"] == summary["bank"]["sha256"]
@@ -181,7 +186,7 @@ def test_rows_that_failed_are_listed_and_the_others_are_kept(table: Path) -> Non
     records = lines(table)
     assert records[1]["status"] == "failed" and records[1]["code"] == "LLM_STATUS"
     assert set(records[1]["findings"].values()) == {"unknown"} and records[0]["status"] == "answered"
-    assert shown.return_value == 4 and "row 2 report: LLM_STATUS (HTTP 400" in shown.stderr
+    assert shown.return_value == 4 and "row 2 : LLM_STATUS (HTTP 400" in shown.stderr
     with Stub() as server:
         assert call(server, table).return_value == 0
         assert len(server.seen) == 2
@@ -193,8 +198,55 @@ def test_a_row_that_does_not_decode_is_partial(tmp_path: Path) -> None:
     with Stub() as server:
         result = call(server, table)
         assert server.asked == ["Small nodule here."]
-    assert result.return_value == 4 and lines(table)[1]["status"] == "undecodable"
+    assert result.return_value == 4 and lines(table)[1]["status"] == "refused"
     assert lines(table)[1]["code"] == "TEXT_ENCODING"
+
+
+def test_a_row_of_several_columns_is_one_report(tmp_path: Path) -> None:
+    table = tmp_path / "reports.csv"
+    table.write_text(
+        "VolumeName,Findings_EN,Impressions_EN,Patient\n"
+        "a1,GrÃ¶ÃŸe normal. Small nodule.,No pleural effusion.,Doe\n"
+        "a2,nan,No nodule.,Roe\na3,one,two,three,four\n",
+        encoding="utf-8",
+    )
+    with Stub() as server:
+        result = call(server, table)
+        sent = server.asked
+    assert sorted(sent) == ["Größe normal. Small nodule.\n\n---\n\nNo pleural effusion.", "No nodule."]
+    first, second, ragged = lines(table)
+    assert (first["id"], first["faults"], second["id"]) == ("a1", ["mojibake"], "a2")
+    nodule, effusion = first["answers"]["lung_nodule"], first["answers"]["pleural_effusion"]
+    assert (nodule["column"], effusion["column"]) == ("Findings_EN", "Impressions_EN")
+    # Spans count in the cell as it is stored, before its repair.
+    assert "GrÃ¶ÃŸe normal. Small nodule."[slice(*nodule["span"])] == "nodule"
+    assert effusion["span"] == [0, 19] and effusion["quote"] == "No pleural effusion"
+    assert result.return_value == 4 and (ragged["status"], ragged["code"]) == ("refused", "COLUMN_MISSING")
+    with Stub() as server:
+        told(call(server, table, "--text-column", "Impressions_EN", "--id-column", "Patient", "--limit", 2))
+        assert sorted(server.asked) == ["No nodule.", "No pleural effusion."] or server.asked == [
+            "No pleural effusion."
+        ]
+    assert [r["id"] for r in lines(table)] == ["Doe", "Roe"]
+
+
+def test_no_quote_goes_from_one_column_into_the_next(tmp_path: Path) -> None:
+    table = tmp_path / "reports.csv"
+    table.write_text("findings,impression\nSlow change of the,nodule is large.\n", encoding="utf-8")
+    said = [
+        {"id": "lung_nodule", "answer": "yes", "quote": quote}
+        for quote in ("the nodule is", "the --- nodule", "the\n\n---\n\nnodule")
+    ]
+    with Stub(only(stub.answering(said))) as server:
+        told(call(server, table))
+    assert lines(table)[0]["dropped"] == {"unsupported": 3}
+    with Stub(
+        only(stub.answering([{"id": "lung_nodule", "answer": "yes", "quote": "change of the -"}]))
+    ) as server:
+        told(call(server, table, "--seed", 1))
+    answer = lines(table)[0]["answers"]["lung_nodule"]
+    assert (answer["column"], answer["span"]) == ("findings", [5, 18])
+    assert answer["quote"] == "change of the"
 
 
 def test_a_report_that_is_too_long_is_never_sent(tmp_path: Path) -> None:

@@ -30,7 +30,14 @@ SHOWN = 20
 @click.option("--out", required=True, metavar="FILE.jsonl", type=click.Path(), help="One line per report.")
 @click.option("--bank", metavar="FILE.yaml", type=click.Path(), help="Questions; for chest CT otherwise.")
 @click.option(
-    "--text-column", metavar="NAME", help="The column with the report; found by its name otherwise."
+    "--text-column",
+    "text_columns",
+    metavar="NAME",
+    multiple=True,
+    help="A column with report text, several allowed; found by name otherwise.",
+)
+@click.option(
+    "--id-column", metavar="NAME", help="The column that names a row; VolumeName or AccessionNo otherwise."
 )
 @click.option(
     "--cache", metavar="DIR", type=click.Path(), help="Where answers are kept; the user's cache otherwise."
@@ -76,13 +83,14 @@ def structure(
     report could not be read or was not answered.
     """
     from hilum.io.atomic import atomic_write
-    from hilum.io.report_table import read_reports
+    from hilum.io.report_table import read_table
+    from hilum.text.asked_text import asked_text
     from hilum.text.structure_run import structure_reports
 
     final = _final(source, out, overwrite)
-    rows = read_reports(source, options.pop("text_column"))[:limit]
+    rows = read_table(source, options.pop("text_columns"), options.pop("id_column"))[:limit]
     asking = _asking(options)
-    texts = len({r.text for r in rows if r.fault not in ("empty", "undecodable")})
+    texts = len({asked_text(row).text for row in rows} - {""})
     _say_where(asking.endpoint, texts)
     with _quiet_log(), progress("Asking", texts, quiet=as_json) as step:
         run = structure_reports(rows, asking, step)
@@ -93,7 +101,7 @@ def structure(
         echo_json(_summary(run, asking, source, final))
     else:
         _show(run, final)
-    return PARTIAL if run.failed or run.counts.get("undecodable") else 0
+    return PARTIAL if run.failed or run.counts.get("refused") else 0
 
 
 def _final(source: str, out: str, overwrite: bool) -> Path:
@@ -190,7 +198,8 @@ def _summary(run: StructureRun, asking: Asking, source: str, final: Path) -> dic
 
 def _show(run: StructureRun, final: Path) -> None:
     for row in run.failed[:SHOWN]:
-        click.echo(f"row {row['row']} {row['column']}: {row['code']} ({row['got']})", err=True)
+        name = "".join(c if c.isprintable() else "\ufffd" for c in row["id"])
+        click.echo(f"row {row['row']} {name}: {row['code']} ({row['got']})", err=True)
     if len(run.failed) > SHOWN:
         click.echo(f"and {len(run.failed) - SHOWN} more; each has its code in {final}", err=True)
     numbers = {**run.counts, **run.spent}

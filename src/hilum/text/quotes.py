@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from functools import cached_property
 
 MIN_LETTERS = 3
+RULER = "---"
+"""The line between two cells of a row; no quote goes across."""
 MAX_PLACES = 200
 MAX_QUOTE = 400
 """Characters. The whole report says everything and shows nothing."""
@@ -56,7 +58,7 @@ class Quotable:
     def places(self, quote: str) -> Iterator[tuple[int, int]]:
         """The places where `quote` stands, `MAX_PLACES` looked at; none for too short or too long a quote."""
         wanted = _fold(quote)[0].strip().strip("\"'").strip()
-        if len(wanted) > MAX_QUOTE or sum(c.isalnum() for c in wanted) < MIN_LETTERS:
+        if len(wanted) > MAX_QUOTE or sum(c.isalnum() for c in wanted) < MIN_LETTERS or RULER in wanted:
             return
         folded, origin = self._folded
         at = folded.find(wanted)

@@ -17,7 +17,8 @@ from hilum.errors import HilumError, ReportError, RunError
 from hilum.io.answer_cache import AnswerCache, answer_key
 from hilum.io.llm_client import FATAL, JsonMode, LlmClient, LlmLimits
 from hilum.io.llm_endpoint import LlmEndpoint
-from hilum.io.report_table import ReportRow
+from hilum.io.report_table import TableReport
+from hilum.text.asked_text import AskedText, asked_text
 from hilum.text.questions import Bank, Item
 from hilum.text.reply_json import NoReply
 from hilum.text.structure import (
@@ -33,7 +34,7 @@ from hilum.text.structure import (
     tri_state,
 )
 
-Status = Literal["answered", "empty", "undecodable", "failed"]
+Status = Literal["answered", "empty", "refused", "failed"]
 
 MAX_REPORT_CHARS = 100_000
 UNREACHABLE_IN_A_ROW = 3
@@ -87,8 +88,8 @@ class StructureRun:
 
     Args:
         records: one per report, JSON-ready, in the order of the table. failed: rows with their code.
-        counts: reports by status and fault, findings and questions. spent: requests, tokens, answers from the
-            cache: these depend on the cache, the rest does not.
+        counts: reports by status and fault, answers, and what did not count.
+        spent: requests, tokens, answers from the cache: these depend on the cache, the rest does not.
     """
 
     records: list[dict[str, Any]]
@@ -98,24 +99,25 @@ class StructureRun:
 
 
 def structure_reports(
-    rows: Sequence[ReportRow], asking: Asking, progress: Callable[[int], None] | None = None
+    rows: Sequence[TableReport], asking: Asking, progress: Callable[[int], None] | None = None
 ) -> StructureRun:
     """Asks about every report that has a text.
 
     Args:
-        rows: of `hilum.io.report_table.read_reports`. asking: whom and what. progress: told 1 for every text.
+        rows: of `hilum.io.report_table.read_table`. asking: whom and what. progress: told 1 for every text.
 
     Raises:
         RunError: the first failure, when not one text was answered (`LLM_...`).
         OutputError: the cache cannot be written (`OUTPUT_UNWRITABLE`).
     """
-    texts = list(dict.fromkeys(r.text for r in rows if r.fault not in ("empty", "undecodable")))
+    asked = [asked_text(row) for row in rows]
+    texts = list(dict.fromkeys(a.text for a in asked if a.text))
     run = _Run(asking, progress or (lambda steps: None))
     asyncio.run(run.all(texts))
     failures = [e for e in map(run.outcomes.__getitem__, texts) if isinstance(e, HilumError)]
     if failures and len(failures) == len(texts):
         raise failures[0]
-    return _told(rows, asking, run)
+    return _told(rows, asked, asking, run)
 
 
 class _Run:
@@ -211,50 +213,60 @@ class _Run:
         )  # fmt: skip
 
 
-def _told(rows: Sequence[ReportRow], asking: Asking, run: _Run) -> StructureRun:
+def _told(rows: Sequence[TableReport], asked: Sequence[AskedText], asking: Asking, run: _Run) -> StructureRun:
     records, failed = [], []
     counts = Counter[str](reports=len(rows), answered=0, failed=0)
     dropped = Counter[str]()
-    for row in rows:
-        outcome = run.outcomes.get(row.text) if row.fault not in ("empty", "undecodable") else None
-        record = _record(row, asking, outcome)
+    for row, text in zip(rows, asked, strict=True):
+        outcome = run.outcomes.get(text.text)
+        record = _record(row, text, asking, outcome)
         records.append(record)
         counts[record["status"]] += 1
-        counts[row.fault] += row.fault in ("duplicate", "mojibake")
+        counts.update(f for f in row.faults if f != "empty")
         dropped.update(record["dropped"])
         if isinstance(outcome, HilumError):
-            failed.append({"row": row.row, "column": row.column, "code": outcome.code, "got": outcome.got})
+            failed.append({"row": row.row, "id": row.key, "code": outcome.code, "got": outcome.got})
     values = [a["answer"] for r in records if r["status"] == "answered" for a in r["answers"].values()]
     counts["answers"] = sum(v != UNKNOWN for v in values)
     counts["unknown"] = sum(v == UNKNOWN for v in values)
-    told = {name: number for name, number in counts.items() if name} | dict(sorted(dropped.items()))
     spent = dict(run.spent) | {"cache_damaged": asking.cache.damaged}
-    return StructureRun(records, failed, told, spent)
+    return StructureRun(records, failed, dict(counts) | dict(sorted(dropped.items())), spent)
 
 
-def _record(row: ReportRow, asking: Asking, outcome: Structured | HilumError | None) -> dict[str, Any]:
+def _record(
+    row: TableReport, text: AskedText, asking: Asking, outcome: Structured | HilumError | None
+) -> dict[str, Any]:
     """One line of the output. Every question stands there; what was not answered is unknown."""
-    status: Status = "answered" if isinstance(outcome, Structured) else "failed"
-    if outcome is None:
-        status = "empty" if row.fault == "empty" else "undecodable"
     structured = outcome if isinstance(outcome, Structured) else Structured()
-    codes = {"empty": "REPORT_EMPTY", "undecodable": "TEXT_ENCODING"}
+    status, code = _status(row, outcome)
     return {
         "row": row.row,
-        "column": row.column,
+        "id": row.key,
         "status": status,
-        "code": outcome.code if isinstance(outcome, HilumError) else codes.get(status),
-        "text_sha256": None if status == "undecodable" else _sha256(row.text),
+        "code": code,
+        "faults": list(row.faults),
+        "text_sha256": _sha256(text.text) if text.text else None,
         "bank": {"name": asking.bank.name, "version": asking.bank.version, "sha256": asking.bank.sha256},
         "model": asking.endpoint.model,
         "prompt": PROMPT_VERSION,
         "findings": dict(tri_state(asking.bank, structured.answers)),
-        "answers": _answers(asking.bank, structured, row.text),
+        "answers": _answers(asking.bank, structured, text),
         "dropped": dict(structured.dropped),
     }
 
 
-def _answers(bank: Bank, structured: Structured, text: str) -> Mapping[str, dict[str, Any]]:
+def _status(row: TableReport, outcome: Structured | HilumError | None) -> tuple[Status, str | None]:
+    """What became of a row, and the code of what stopped it."""
+    if isinstance(outcome, HilumError):
+        return "failed", outcome.code
+    if outcome is not None:
+        return "answered", None
+    if row.refused:
+        return "refused", "TEXT_ENCODING" if "undecodable" in row.faults else "COLUMN_MISSING"
+    return "empty", "REPORT_EMPTY"
+
+
+def _answers(bank: Bank, structured: Structured, text: AskedText) -> Mapping[str, dict[str, Any]]:
     told: dict[str, dict[str, Any]] = {}
     for item in bank.items:
         answer = structured.answers.get(item.id)
@@ -262,8 +274,8 @@ def _answers(bank: Bank, structured: Structured, text: str) -> Mapping[str, dict
             told[item.id] = {"answer": UNKNOWN}
             continue
         value = list(answer.value) if isinstance(answer.value, tuple) else answer.value
-        first, last = answer.span
-        told[item.id] = {"answer": value, "quote": text[first:last], "span": [first, last]}
+        column, quote, span = text.cell_of(answer.span)
+        told[item.id] = {"answer": value, "quote": quote, "column": column, "span": list(span)}
     return told
 
 
