@@ -295,3 +295,20 @@ def test_training_and_exam_across_a_leak_are_refused(tmp_path):
     for first in (11, 15):
         with pytest.raises(LeakError):
             require_unseen(card, first, 1)
+
+
+def test_loading_across_a_leak_is_refused(tmp_path):
+    from hilum.cohort.parts import split_parts
+    from hilum.cohort.store import open_store
+
+    root = plain_cohort(tmp_path / "data", 4, split=lambda i: ("train", "val", "train", "test")[i])
+    shutil.copy(root / "scans/000.nii.gz", root / "scans/003.nii.gz")
+    assert run(["prepare", str(root), "--out", str(tmp_path / "out"), "--prep", "radfinder"]) == 4
+    manifest, store = read_manifest(tmp_path / "out"), open_store(tmp_path / "out/store-radfinder")
+    parts = split_parts(manifest, store, ["train", "val"])
+    assert {k: p.keys for k, p in parts.items()} == {
+        "train": ("000-000001", "002-000003"), "val": ("001-000002",)
+    }  # fmt: skip
+    with pytest.raises(LeakError) as refused:
+        split_parts(manifest, store, ["train", "val", "test"])
+    assert {row["kind"] for row in refused.value.rows} == {"file", "voxels"}

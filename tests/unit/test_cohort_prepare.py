@@ -393,3 +393,37 @@ def test_errors_are_typed_all_through(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(HilumError):
         prepare(root, tmp_path / "file/out", HERE)
+
+
+def test_prepare_fills_a_store_and_verify_names_what_was_touched(tmp_path, capsys):
+    root = plain_cohort(tmp_path / "data", 3)
+    spoil(root, 1)
+    out = tmp_path / "out"
+    assert run(["prepare", str(root), "--out", str(out), "--prep", "radfinder", "--json"]) == 4
+    told = json.loads(capsys.readouterr().out)
+    assert told["scans"] == 2 and (told["store"]["made"], told["store"]["refused"]) == (2, [])
+    assert run(["prepare", str(root), "--out", str(out), "--prep", "radfinder"]) == 4
+    assert "0 scans prepared, 2 kept" in " ".join(capsys.readouterr().out.split())
+    assert run(["prepare", str(out), "--verify"]) == 0
+    assert "0 faults in manifest.parquet, store-radfinder" in " ".join(capsys.readouterr().out.split())
+    assert run(["prepare", str(out / "store-radfinder"), "--verify"]) == 0
+    largest = max((out / "store-radfinder").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    capsys.readouterr()
+    assert run(["prepare", str(out), "--verify", "--json"]) == 3
+    faults = json.loads(capsys.readouterr().out)["faults"]
+    assert faults and all(f["file"].startswith("store-radfinder/") for f in faults)
+    (out / "manifest.parquet").write_bytes(b"PAR1")
+    assert run(["prepare", str(out), "--verify"]) == 3
+    assert "MANIFEST_DAMAGED" in capsys.readouterr().out
+
+
+def test_prepare_needs_a_place_and_a_preset_that_is_one(tmp_path, capsys):
+    root = plain_cohort(tmp_path / "data", 1)
+    assert run(["prepare", str(root)]) == 2
+    assert run(["prepare", str(root), "--out", str(tmp_path / "out"), "--prep", "radfindr"]) == 2
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "empty").mkdir()
+    assert run(["prepare", str(tmp_path / "empty"), "--verify"]) == 3

@@ -21,9 +21,19 @@ SHOWN = 20
 @click.command()
 @click.argument("root", metavar="ROOT", type=click.Path(path_type=Path))
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False),
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
     help="Folder for manifest.parquet, refused.csv, leaks.csv, prepare.json; a second run goes on there.",
-)  # fmt: skip
+)
+@click.option("--prep", metavar="PRESET", help="Prepare the scans too, into OUT/store-PRESET.")
+@click.option(
+    "--convention",
+    default="hilum",
+    show_default=True,
+    type=click.Choice(["hilum", "paper"]),
+    help="The preset as Hilum means it, or exactly as the published code does it.",
+)
+@click.option("--verify", is_flag=True, help="Check that what stands in ROOT is what was written; no --out.")
 @click.option("--source", metavar="NAME", help="The data set; found by its layout when not given.")
 @click.option(
     "--split", "split", metavar="A=X,B=Y|keep|ignore", default="keep", show_default=True,
@@ -58,26 +68,76 @@ SHOWN = 20
     "--workers", default=1, show_default=True, type=click.IntRange(min=1), help="Processes that read scans."
 )
 @click.option(
+    "--where",
+    default="processes",
+    show_default=True,
+    type=click.Choice(["processes", "ray"]),
+    help="Where scans are prepared: processes of this machine, or a Ray cluster (extra: cluster).",
+)
+@click.option(
     "--wait", "wait_s", default=0.0, show_default=True, type=click.FloatRange(min=0),
     help="Seconds to wait for another writer of the same output.",
 )  # fmt: skip
 @json_option
-def prepare(root: Path, out: Path, as_json: bool, **chosen: Any) -> int:
+def prepare(root: Path, out: Path | None, verify: bool, as_json: bool, **chosen: Any) -> int:
     """Judge every scan below ROOT and write the manifest of those that are fit.
 
     ROOT is the folder of a data set as it was published, a folder of DICOM files, or a table of scans.
     Exit code 0 when all are fit, 4 when some were refused (refused.csv has code and reason), or when two
     splits or cohorts share a patient, scan or report (leaks.csv has the rows).
     """
+    if verify:
+        return _verify(root, as_json)
+    if out is None:
+        raise click.UsageError("Missing option '--out' (or --verify).")
+    from hilum.cli.prepare_store import fill_store, store_folder
     from hilum.cohort.prepare import prepare as run
 
+    options, prep = _options(chosen), chosen["prep"]
+    if prep is not None:
+        _check_preset(prep, chosen["convention"])
     with progress("Judging scans", quiet=as_json) as advance:
-        prepared = run(root, out, _options(chosen), progress=lambda done, total: advance(1))
+        prepared = run(root, out, options, progress=lambda done, total: advance(1))
+    store = None
+    if prep is not None:
+        folder = store_folder(out, prep, chosen["convention"])
+        with progress("Preparing scans", quiet=as_json):
+            store = fill_store(
+                prepared.manifest, folder, prep, chosen["convention"], options.mode, options.workers,
+                chosen["where"], options.wait_s,
+            )  # fmt: skip
     if as_json:
-        echo_json(prepared.as_dict() | {"out": str(out)})
+        echo_json(prepared.as_dict() | {"out": str(out), "store": store})
     else:
-        _show(prepared, out)
-    return PARTIAL if prepared.refusals or prepared.leaks else 0
+        _show(prepared, store, out)
+    return PARTIAL if prepared.refusals or prepared.leaks or (store and store["refused"]) else 0
+
+
+def _check_preset(name: str, convention: Any) -> None:
+    """Before any scan is read."""
+    from hilum.cohort.prep_presets import pipeline
+
+    pipeline(name, convention=convention)
+
+
+def _verify(root: Path, as_json: bool) -> int:
+    from rich.console import Console
+
+    from hilum.cli.check import _plain
+    from hilum.cli.prepare_store import REFUSED, verify
+
+    told = verify(root)
+    if as_json:
+        echo_json(told)
+        return REFUSED if told["faults"] else 0
+    console = Console(highlight=False)
+    for fault in told["faults"]:
+        where = f"{fault['file']}, chunk {fault['chunk']}" if fault["chunk"] is not None else fault["file"]
+        console.print(
+            f"[bold red]fault[/bold red] {_plain(fault['key'])} {_plain(where)}: {_plain(fault['what'])}"
+        )
+    console.print(f"{len(told['faults'])} faults in {_plain(', '.join(told['checked']))}")
+    return REFUSED if told["faults"] else 0
 
 
 def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
@@ -106,7 +166,7 @@ def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
     )
 
 
-def _show(prepared: Prepared, out: Path) -> None:
+def _show(prepared: Prepared, store: dict[str, Any] | None, out: Path) -> None:
     from rich.console import Console
 
     from hilum.cli.check import _plain
@@ -130,6 +190,11 @@ def _show(prepared: Prepared, out: Path) -> None:
         console.print(f"[bold red]{_plain(one.left)} and {_plain(one.right)} share scans[/bold red]")
         rows = [[leak.kind, leak.left, leak.right, leak.what] for leak in one.leaks]
         show_rows(console, ("by", _plain(one.left), _plain(one.right), "what"), rows, out / "leaks.csv")
+    if store is not None:
+        console.print(f"{store['made']} scans prepared, {store['kept']} kept: {_plain(store['root'])}")
+        if store["refused"]:
+            rows = [[r["key"], str(r.get("code")), str(r.get("rule"))] for r in store["refused"]]
+            show_rows(console, ("refused", "code", "why"), rows, Path(store["root"]) / "refused.json")
     console.print(f"written: {_plain(str(out / 'manifest.parquet'))}")
 
 

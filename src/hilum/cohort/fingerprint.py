@@ -27,7 +27,7 @@ ABOVE_MM = 40.0
 
 
 def fingerprint(volume: CTVolume) -> tuple[bytes, bytes]:
-    """The two cubes as bytes (4096 each); empty where no lungs are found.
+    """The two cubes as bytes (4096 each); empty for a volume narrower than three coarse cells.
 
     Args:
         volume: on axes nearest RAS+; a rotation of a few degrees against them is ignored.
@@ -40,8 +40,11 @@ def fingerprint(volume: CTVolume) -> tuple[bytes, bytes]:
     area = lungs.sum(axis=(0, 1)) * COARSE_MM**2
     filled = np.flatnonzero(area >= LEAST_AREA_MM2)
     if filled.size == 0:
-        return b"", b""
-    top, base = _edge(area, int(filled[-1]), 1), _edge(area, int(filled[0]), -1)
+        # No lungs, or none that are closed: hung from and stood on the ends of the scan, round its body.
+        lungs, filled = low >= LUNG_HU, np.arange(low.shape[2])
+        top, base = COARSE_MM * low.shape[2], 0.0
+    else:
+        top, base = _edge(area, int(filled[-1]), 1), _edge(area, int(filled[0]), -1)
     slab = round(SLAB_MM / COARSE_MM)
     upper = _middle(lungs[:, :, max(0, int(filled[-1]) - slab) : int(filled[-1]) + 1])
     lower = _middle(lungs[:, :, int(filled[0]) : int(filled[0]) + slab])
