@@ -175,11 +175,10 @@ def test_refusals_have_codes(tmp_path: Path) -> None:
     assert refusal(tmp_path / "e.csv").code == "COLUMN_MISSING"
 
 
-def test_the_group_finds_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["reports", "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "labels" in shown and "snippets" in shown
-    assert run(["reports", "nothing"]) == 2
+def test_the_group_finds_its_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table(tmp_path / "r.csv", ["a", "Emphysema.", ""])
+    assert run(["reports", "labels", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["reports"] == 1
 
 
 def test_neither_torch_nor_numpy_is_loaded() -> None:

@@ -96,7 +96,7 @@ def sort_hits(text: str, start: int, end: int, hits: Iterable[Hit]) -> SentenceH
     for hit in hits:
         if hit.end <= end:
             kinds[hit.meaning.kind].append(hit)
-    told.places = _longest(told.places, lambda a, b: True)
+    told.places = _longest(told.places, lambda a, b: a.end - a.start > b.end - b.start)
     told.terms = _longest(told.terms, lambda a, b: a.meaning == b.meaning)
     for hit in _longest(cues, _hides):
         told.cues.setdefault(hit.meaning.name, []).append(hit)
@@ -141,7 +141,8 @@ def mentions_of(told: SentenceHits, lexicon: Lexicon, carried: set[str]) -> list
         told: of `sort_hits`. lexicon: whose policies hold. carried: places the sentence before was about, for
             one that goes on about them ("the largest measures 5 mm").
     """
-    denied = _denied(told)
+    ahead = [(cue.end, _forward(cue, told)) for cue in told.cues.get("negate", ())]
+    denied = ahead + _denied_behind(told)
     found = []
     for term in told.terms:
         slug = term.meaning.name
@@ -154,7 +155,7 @@ def mentions_of(told: SentenceHits, lexicon: Lexicon, carried: set[str]) -> list
             continue
         found.append(Mention(slug, status, term.start, term.end, _near(term, told)))
     for normal in told.normals:
-        if not _covers(denied, normal):
+        if not _covers(ahead, normal):
             found.append(
                 Mention(normal.meaning.name, "normal", normal.start, normal.end, _near(normal, told))
             )
@@ -183,7 +184,7 @@ def _status(term: Hit, told: SentenceHits, denied: Sequence[tuple[int, int]]) ->
     clause = told.clause_of(term.start)
     if any(clause[0] <= cue.start < clause[1] for cue in told.cues.get("open", ())):
         return "open"
-    if _covers(denied, term):
+    if _covers(denied, term) or _denies_itself(term, told):
         return "denied"
     if any(_reaches(cue, term, told, clause) for cue in told.cues.get("history", ())):
         return "past"
@@ -199,6 +200,11 @@ def _status(term: Hit, told: SentenceHits, denied: Sequence[tuple[int, int]]) ->
     return "said"
 
 
+def _denies_itself(term: Hit, told: SentenceHits) -> bool:
+    """True where the finding's words hold the denial: "the septa are not thickened"."""
+    return any(term.start < cue.start and cue.end < term.end for cue in told.cues.get("negate", ()))
+
+
 def _reaches(cue: Hit, term: Hit, told: SentenceHits, clause: tuple[int, int]) -> bool:
     """True where a word before a finding speaks of it: same clause, no comma between."""
     if not clause[0] <= cue.start < cue.end <= term.start:
@@ -210,12 +216,10 @@ def _covers(spans: Sequence[tuple[int, int]], hit: Hit) -> bool:
     return any(start <= hit.start < end for start, end in spans)
 
 
-def _denied(told: SentenceHits) -> list[tuple[int, int]]:
-    """The stretches that are denied."""
-    spans = [(cue.end, _forward(cue, told)) for cue in told.cues.get("negate", ())]
-    spans += [
-        (told.clause_of(cue.start)[0], cue.start) for cue in told.cues.get("negate", ()) if _dashed(cue, told)
-    ]
+def _denied_behind(told: SentenceHits) -> list[tuple[int, int]]:
+    """The stretches that are denied by what follows them."""
+    dashed = [cue for cue in told.cues.get("negate", ()) if _dashed(cue, told)]
+    spans = [(told.clause_of(cue.start)[0], cue.start) for cue in dashed]
     return spans + [(_backward(cue, told), cue.start) for cue in told.cues.get("negate_after", ())]
 
 
