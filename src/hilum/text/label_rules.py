@@ -37,7 +37,8 @@ class Meaning:
 
     Args:
         kind: `term` (names a finding), `placed` (names it where a place of `at` is near), `denied_only` (a
-            wider word that counts where it is denied), `not` (looks like the finding and is none), `normal`
+            wider word that counts where it is denied), `unless` (takes
+            a `placed` word of its sentence away), `not` (looks like the finding and is none), `normal`
             (denies it in other words), else the table: `cue`, `place`, `side`, `lobe`.
         name: slug of the finding, or the key in the table.
     """
@@ -185,7 +186,7 @@ def load_lexicon(language: Language) -> Lexicon:
     for slug, rules in book["finding"].items():
         if slug not in SLUGS:
             raise RunError("CONFIG_VALUE", "rules are about the 18 findings", expected=SLUGS, got=slug)
-        for kind in ("terms", "placed", "denied_only", "not", "normal"):
+        for kind in ("terms", "placed", "denied_only", "unless", "not", "normal"):
             for phrase in rules.get(kind, []):
                 builder.add(phrase, Meaning("term" if kind == "terms" else kind, slug))
         policies[slug] = Policy(

@@ -63,6 +63,7 @@ class SentenceHits:
     terms: list[Hit] = field(default_factory=list)
     nots: list[Hit] = field(default_factory=list)
     normals: list[Hit] = field(default_factory=list)
+    unless: list[Hit] = field(default_factory=list)
     where: list[Hit] = field(default_factory=list)
     clauses: list[tuple[int, int]] = field(default_factory=list)
     joints: list[tuple[int, int, str]] = field(default_factory=list)
@@ -92,7 +93,7 @@ def sort_hits(text: str, start: int, end: int, hits: Iterable[Hit]) -> SentenceH
     told = SentenceHits(text, start, end)
     cues: list[Hit] = []
     kinds = {"cue": cues, "place": told.places, "term": told.terms, "placed": told.terms, "not": told.nots}
-    kinds |= {"denied_only": told.terms, "normal": told.normals, "side": told.where, "lobe": told.where}
+    kinds |= {"unless": told.unless, "denied_only": told.terms, "normal": told.normals, "side": told.where, "lobe": told.where}
     for hit in hits:
         if hit.end <= end:
             kinds[hit.meaning.kind].append(hit)
@@ -167,7 +168,8 @@ def _in_place(term: Hit, told: SentenceHits, lexicon: Lexicon, carried: set[str]
     policy = lexicon.policies[term.meaning.name]
     clause = told.clause_of(term.start)
     if term.meaning.kind == "placed":
-        return bool(told.places_in(clause) & policy.at)
+        taken = any(hit.meaning.name == term.meaning.name for hit in told.unless)
+        return not taken and bool(told.places_in(clause) & policy.at)
     if not policy.bars:
         return True
     around = told.places_in(told.segment_of(term.start, term.end)) or told.places_in(clause)
