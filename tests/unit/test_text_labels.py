@@ -13,9 +13,9 @@ from hilum.text.labels import PROBABILITY, Part, label_parts, label_report
 from hilum.text.vocabulary import FINDINGS, SLUGS
 
 DATA = Path(__file__).parent / "data"
-ENGLISH, GERMAN = (
+ENGLISH, GERMAN, SECOND = (
     json.loads((DATA / f"labels_{language}.json").read_text(encoding="utf-8"))["cases"]
-    for language in ("en", "de")
+    for language in ("en", "de", "second")
 )
 
 
@@ -30,8 +30,8 @@ def test_english(case: dict) -> None:
     assert said(case["text"]) == wanted
 
 
-@pytest.mark.parametrize("case", GERMAN, ids=[c["text"][:60] for c in GERMAN])
-def test_german(case: dict) -> None:
+@pytest.mark.parametrize("case", [*GERMAN, *SECOND], ids=[c["text"][:60] for c in [*GERMAN, *SECOND]])
+def test_german_and_other_styles(case: dict) -> None:
     got = said(case["text"])
     wanted = {slug: label for slug, label in case["labels"].items() if label != "unknown"}
     # What the list does not name may be denied ("Normalbefund") but never be found.

@@ -93,7 +93,13 @@ def sort_hits(text: str, start: int, end: int, hits: Iterable[Hit]) -> SentenceH
     told = SentenceHits(text, start, end)
     cues: list[Hit] = []
     kinds = {"cue": cues, "place": told.places, "term": told.terms, "placed": told.terms, "not": told.nots}
-    kinds |= {"unless": told.unless, "denied_only": told.terms, "normal": told.normals, "side": told.where, "lobe": told.where}
+    kinds |= {
+        "unless": told.unless,
+        "denied_only": told.terms,
+        "normal": told.normals,
+        "side": told.where,
+        "lobe": told.where,
+    }
     for hit in hits:
         if hit.end <= end:
             kinds[hit.meaning.kind].append(hit)
