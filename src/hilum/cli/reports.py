@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hilum.cli.reports_labels import labels
+from hilum.cli.reports_sections import sections
 from hilum.cli.reports_snippets import snippets
 from hilum.cli.reports_structure import structure
 
@@ -14,5 +15,5 @@ def reports() -> None:
     """What reports say, and what they point at."""
 
 
-for command in (labels, snippets, structure):
+for command in (labels, sections, snippets, structure):
     reports.add_command(command)
