@@ -37,7 +37,7 @@ def sections(source: str, text_columns: tuple[str, ...], id_column: str | None, 
 
     given: str | bytes = sys.stdin.buffer.read() if source == "-" else source
     rows = read_table(given, text_columns, id_column)
-    told = [
+    told: list[dict[str, Any]] = [
         {"row": r.row, "id": r.key, "faults": list(r.faults), "sections": _sections(r)} for r in rows
     ]  # fmt: skip
     counts: Counter[str] = Counter(s["kind"] or "body" for t in told for s in t["sections"])
