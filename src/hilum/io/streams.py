@@ -135,7 +135,8 @@ class ByteStream:
         """
         while len(self._ready) < count and not self._ended:
             self._more(count - len(self._ready))
-        block = bytes(self._ready[:count])
+        with memoryview(self._ready) as ready:
+            block = bytes(ready[:count])
         del self._ready[:count]
         self.count += len(block)
         return block

@@ -8,7 +8,7 @@ import numpy as np
 
 from hilum.types import VolumeHU
 
-SLAB_SLICES, SLAB_BYTES = 16, 64 * 1024 * 1024
+SLAB_SLICES, SLAB_BYTES = 64, 64 * 1024 * 1024
 
 
 @runtime_checkable
@@ -50,8 +50,12 @@ def read_voxels(
             return None
         part = (*shape[:2], count) if order == "F" else (count, *shape[1:])
         stored = np.frombuffer(block, dtype).reshape(part, order=order)
-        index = (..., slice(start, start + count)) if order == "F" else (slice(start, start + count),)
-        hu[index] = to_hu(stored, slope, intercept)
+        if order == "C":
+            hu[start : start + count] = to_hu(stored, slope, intercept)
+            continue
+        # Row by row: turning a whole slab at once misses the cache at every voxel.
+        for row in range(shape[1]):
+            hu[:, row, start : start + count] = to_hu(stored[:, row], slope, intercept)
     return hu
 
 
