@@ -8,10 +8,10 @@ Blosc2 runs on one thread: its pool hangs in forked workers.
 from __future__ import annotations
 
 import itertools
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
@@ -151,25 +151,27 @@ def _chunks(
     spans = [range(low // EDGE, (low + n - 1) // EDGE + 1) for low, n in zip(start, size, strict=True)]
     _, rows, columns = table.grid
     offsets = table.offsets()
-    try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise damaged(path, key, None, None, error.strerror or "no such file") from error
-    try:
+    with _opened(path, key) as file:
         for x, y in itertools.product(spans[0], spans[1]):
             base = (x * rows + y) * columns
             last = base + spans[2][-1]
             # chunks along the last axis lie beside each other: one read for the run
             begin = offsets[base + spans[2][0]]
-            run = os.pread(file, offsets[last] + table.lengths[last] - begin, begin)
+            file.seek(begin)
+            run = file.read(offsets[last] + table.lengths[last] - begin)
             for z in spans[2]:
                 at, length = offsets[base + z] - begin, table.lengths[base + z]
                 packed = run[at : at + length]
                 if len(packed) != length or zlib.crc32(packed) != table.crcs[base + z]:
                     raise damaged(path, key, base + z, table, "other bytes")
                 yield (x * EDGE, y * EDGE, z * EDGE), packed
-    finally:
-        os.close(file)
+
+
+def _opened(path: Path, key: str) -> FileIO:
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise damaged(path, key, None, None, error.strerror or "no such file") from error
 
 
 def _overlap(corner: int, start: int, size: int) -> tuple[slice, slice]:

@@ -175,6 +175,9 @@ def one_writer(folder: Path, wait_s: float) -> Iterator[None]:
             got=f"held by {other}",
             path=folder,
         ) from error
+    except OSError as error:
+        got = error.strerror
+        raise OutputError("OUTPUT_UNWRITABLE", "a store can be locked", got=got, path=folder) from error
     try:
         with atomic_write(writer) as file:
             file.write(f"{os.getpid()}@{socket.gethostname()}".encode())
