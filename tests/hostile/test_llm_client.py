@@ -110,7 +110,7 @@ def test_retry_after_is_honoured_up_to_a_bound() -> None:
             start = time.monotonic()
             assert ask(server).text == "hello"
             # Half a second is the longest pause that is granted here.
-            assert 0.45 <= time.monotonic() - start < 10, asked
+            assert 0.45 <= time.monotonic() - start < 30, asked
 
 
 def test_retry_after_may_be_a_date_or_nonsense() -> None:
@@ -158,7 +158,7 @@ def test_bad_behaviour_ends_in_time_with_a_code(behaviour: stub.Behaviour, code:
     with Stub(in_turn(behaviour)) as server:
         start = time.monotonic()
         error = failure(server, FAST if code == "LLM_TIMEOUT" else PATIENT)
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         assert error.code == code and words in str(error)
 
 

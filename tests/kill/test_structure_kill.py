@@ -40,7 +40,7 @@ class Holding:
         return stub.right if number < self.answered or self.go.is_set() else self.held
 
     def held(self, handler: stub.Handler) -> None:
-        self.go.wait(60)
+        self.go.wait(180)
         handler.close_connection = True
 
 
@@ -51,7 +51,7 @@ def kept(folder: Path) -> int:
 def stopped(server: Stub, folder: Path, answered: int, how: signal.Signals) -> subprocess.Popen[bytes]:
     """A run that got `answered` answers and was then sent a signal, with questions on their way."""
     process = subprocess.Popen(command(server, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while (kept(folder) < answered or len(server.seen) < answered + 3) and time.monotonic() < limit:
         time.sleep(0.005)
     process.send_signal(how)
@@ -62,7 +62,7 @@ def gone_on(server: Stub, folder: Path, holding: Holding) -> None:
     """The second run asks what is not kept, and only that."""
     before, missing = len(server.seen), len(REPORTS) - kept(folder)
     holding.go.set()
-    subprocess.run(command(server, folder), check=True, timeout=60, capture_output=True)
+    subprocess.run(command(server, folder), check=True, timeout=180, capture_output=True)
     assert len(server.seen) - before == missing and set(server.asked) == set(REPORTS)
     # Only what was on its way when the process ended is asked a second time.
     assert len([report for report, times in Counter(server.asked).items() if times > 1]) <= 3
@@ -73,11 +73,11 @@ def test_kill_and_again(tmp_path: Path, answered: int) -> None:
     for name in ("undisturbed", "killed"):
         table(tmp_path / name)
     with Stub() as server:
-        subprocess.run(command(server, tmp_path / "undisturbed"), check=True, timeout=60, capture_output=True)
+        subprocess.run(command(server, tmp_path / "undisturbed"), check=True, timeout=180, capture_output=True)
     folder = tmp_path / "killed"
     with Stub(holding := Holding(answered)) as server:
         process = stopped(server, folder, answered, signal.SIGKILL)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
         assert kept(folder) == answered and not (folder / "out.jsonl").exists()
         gone_on(server, folder, holding)
     assert (folder / "out.jsonl").read_bytes() == (tmp_path / "undisturbed" / "out.jsonl").read_bytes()
@@ -88,7 +88,7 @@ def test_a_run_that_is_interrupted_says_so_and_goes_on_later(tmp_path: Path) -> 
     table(folder)
     with Stub(holding := Holding(5)) as server:
         process = stopped(server, folder, 5, signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=60)
         assert process.returncode == 130 and said.decode().strip().endswith("Interrupted.")
         assert kept(folder) == 5 and not (folder / "out.jsonl").exists()
         gone_on(server, folder, holding)

@@ -9,8 +9,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hilum.io.report_table import TableReport
+from hilum.text.asked_text import asked_text
 from hilum.text.questions import load_bank
-from hilum.text.quotes import Quotable
+from hilum.text.quotes import RULER, Quotable
+from hilum.text.repair import repair_text
 from hilum.text.reply_json import NoReply
 from hilum.text.structure import Structured, as_payload, from_payload, read_reply
 
@@ -67,6 +70,35 @@ def test_whatever_is_said_is_read_or_refused(text: str) -> None:
     for said in (text, '{"answers": [' + text, '{"answers": []}' + text):
         with suppress(NoReply):
             well_founded(read_reply(BANK.items, REPORT, said))
+
+
+PARTS = st.lists(
+    st.lists(
+        st.sampled_from(
+            ["Nodule", "GrÃ¶ÃŸe", "5 mm", "a\u0308", "\x07", "_x000D_", "â€“", "\n", "-", "groß", "nan"]
+        ),
+        max_size=8,
+    ).map(" ".join),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PARTS, st.integers(0, 80), st.integers(1, 30))
+def test_a_place_in_what_was_asked_is_the_same_words_in_the_cell(
+    texts: list[str], at: int, long: int
+) -> None:
+    report = TableReport(1, "", tuple((f"c{k}", text) for k, text in enumerate(texts)))
+    asked = asked_text(report)
+    span = Quotable(asked.text).find(asked.text[at : at + long])
+    if span is None:
+        return
+    column, quote, (first, last) = asked.cell_of(span)
+    stored = dict(report.parts)[column]
+    assert 0 <= first <= last <= len(stored)
+    assert repair_text(stored[first:last]).text.strip() == quote.strip()
+    assert asked.text[slice(*span)].startswith(quote) and RULER not in quote
 
 
 @settings(max_examples=200, deadline=None)

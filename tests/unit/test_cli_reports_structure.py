@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -16,6 +17,10 @@ from llm_stub import Stub
 from hilum.cli.reports_structure import structure
 from hilum.errors import HilumError, OutputError, RunError, UsageError
 from hilum.io.answer_cache import AnswerCache
+from hilum.io.llm_endpoint import endpoint_of
+from hilum.io.report_table import read_table
+from hilum.text.questions import load_bank
+from hilum.text.structure_run import Asking, StructureRun, structure_reports
 from hilum.text.vocabulary import SLUGS
 
 KEY = "sk-canary-0123456789"
@@ -477,11 +482,21 @@ def test_two_runs_at_once_on_one_cache(tmp_path: Path) -> None:
             subprocess.Popen([*command, "--out", str(tmp_path / f"{k}.jsonl")], stdout=subprocess.DEVNULL)
             for k in range(2)
         ]
-        assert [run.wait(timeout=60) for run in runs] == [0, 0]
+        assert [run.wait(timeout=180) for run in runs] == [0, 0]
         assert sorted(server.asked) == sorted(reports)
     assert (tmp_path / "0.jsonl").read_bytes() == (tmp_path / "1.jsonl").read_bytes()
     assert AnswerCache(tmp_path / "cache").folder.is_dir()
     assert [p.name for p in (tmp_path / "cache" / "claims").iterdir()] == []
+
+
+def test_it_runs_beside_a_loop_that_runs_already(table: Path) -> None:
+    async def notebook(url: str) -> StructureRun:
+        asking = Asking(load_bank(), endpoint_of(url, "m"), AnswerCache(table.parent / "cache"))
+        return structure_reports(read_table(table), asking)
+
+    with Stub() as server:
+        run = asyncio.run(notebook(server.url))
+    assert run.records[0]["findings"]["lung_nodule"] == "present" and not run.failed
 
 
 def test_torch_stays_out(table: Path) -> None:

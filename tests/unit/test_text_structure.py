@@ -103,6 +103,15 @@ def test_yes_needs_a_place_that_the_report_does_not_deny(report: str, quote: str
     assert read(one("lung_nodule", "no", quote), report=report).answers["lung_nodule"].value == "no"
 
 
+def test_answers_by_their_ids_are_the_same() -> None:
+    said = {
+        "lung_nodule": {"answer": "yes", "quote": "Spiculated nodule", "id": "emphysema"},
+        "emphysema": "no",
+    }
+    found = read_reply(BANK.items, REPORT, json.dumps({"answers": said}))
+    assert found.answers == read(NODULE).answers and found.dropped == {"unsupported": 1}
+
+
 def test_unknown_and_null_are_answers_like_none() -> None:
     found = read(one("consolidation", "Unknown", "x"), one("emphysema", None, "x"))
     assert not found.answers and not found.dropped
@@ -191,7 +200,6 @@ def test_prose_around_json_is_passed_over(text: str) -> None:
         "I cannot help with that.",
         "[1, 2]",
         '{"answers": [1]',
-        '{"answers": {"lung_nodule": "yes"}}',
         '{"answers": "yes"}',
         '{"answers": [1]} {"answers": [2]}',
         '{"answers": [NaN]}',
@@ -207,10 +215,10 @@ def test_prose_around_json_is_passed_over(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_reply_is_refused_in_short_time(text: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(NoReply) as refusal:
         answers_in(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(refusal.value)) < 80
 
 
@@ -245,16 +253,16 @@ def test_sizes(text: str, sizes: tuple[float, ...]) -> None:
 
 def test_a_quote_that_stands_half_in_words_all_over_takes_bounded_time() -> None:
     report = "aaa" * 30_000
-    start = time.perf_counter()
+    start = time.process_time()
     found = read(*[one("lung_nodule", "yes", "aaa")] * 500, report=report)
-    assert time.perf_counter() - start < 10 and found.dropped == {"unsupported": 500}
+    assert time.process_time() - start < 10 and found.dropped == {"unsupported": 500}
 
 
 def test_sizes_take_linear_time() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("1 " * 200_000, "12 x " * 100_000, "1" * 400_000, "1 mm" + " " * 400_000 + "x"):
         sizes_mm(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_prompt_has_every_question_and_the_report_between_marks() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 
@@ -43,7 +43,7 @@ class Repaired:
     Args:
         text: it. mojibake: wrong readings put right. removed: control characters and marks taken out.
         lost: replacement characters that stay.
-        steps: (character here, character in the original) where the two part ways.
+        steps: (character here, character in the original) before and behind every repair.
     """
 
     text: str
@@ -59,11 +59,21 @@ class Repaired:
 
     def original(self, span: tuple[int, int]) -> tuple[int, int]:
         """The characters of the original text that a span of this one came from."""
-        return self._back(span[0]), self._back(span[1] - 1) + 1 if span[1] > span[0] else self._back(span[1])
+        first = self._back(span[0], bisect_right(self.steps, span[0], key=_here) - 1)
+        if span[1] <= span[0]:
+            return first, first
+        # What was put right belongs to the span whole; what was taken out right behind it does not.
+        at = bisect_left(self.steps, span[1], key=_here)
+        exact = at < len(self.steps) and self.steps[at][0] == span[1]
+        return first, self._back(span[1], at if exact else at - 1)
 
-    def _back(self, position: int) -> int:
-        here, there = self.steps[bisect_right(self.steps, (position, len(self.text) * 8 + 8)) - 1]
+    def _back(self, position: int, step: int) -> int:
+        here, there = self.steps[step]
         return there + position - here
+
+
+def _here(step: tuple[int, int]) -> int:
+    return step[0]
 
 
 def repair_text(text: str) -> Repaired:
@@ -80,8 +90,9 @@ def repair_text(text: str) -> Repaired:
         if right == match.group():
             continue
         out += [text[done : match.start()], right]
-        length += match.start() - done + len(right)
-        done = match.end()
+        length += match.start() - done
+        steps.append((length, match.start()))
+        length, done = length + len(right), match.end()
         steps.append((length, done))
         if match.lastgroup == "pair":
             counts["pair"] += 1

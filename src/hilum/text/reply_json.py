@@ -41,15 +41,22 @@ def answers_in(text: str) -> list[Any]:
             start += 1
             continue
         if "answers" in value:
-            if not isinstance(value["answers"], list):
-                raise NoReply("answers is not a list")
-            found.append(value["answers"])
+            found.append(_listed(value["answers"]))
         start = end
     if not found:
         raise NoReply(why)
     if any(other != found[0] for other in found[1:]):
         raise NoReply("two objects with answers that differ")
     return found[0]
+
+
+def _listed(answers: Any) -> list[Any]:
+    """Answers as a list; by their ids is the same: ``{"x": {"answer": ..., "quote": ...}}``."""
+    if isinstance(answers, dict):
+        return [{**(a if isinstance(a, dict) else {"answer": a}), "id": name} for name, a in answers.items()]
+    if not isinstance(answers, list):
+        raise NoReply("answers is not a list")
+    return answers
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

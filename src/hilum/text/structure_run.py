@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from hilum.errors import HilumError, ReportError, RunError
@@ -42,6 +44,8 @@ UNREACHABLE_IN_A_ROW = 3
 REPLIES = 2
 """A reply that cannot be read is asked for once more, with another seed."""
 _POLL_S = 0.1
+_NOT_ANSWERED = {"answer": UNKNOWN}
+"""One for all records: most answers are this one, and a cohort has many reports."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Asking:
             system=_sha256(system), temperature=0, seed=self.seed, max_tokens=self.max_tokens,
             json_mode=self.json_mode,
         )  # fmt: skip
+
+    @cached_property
+    def named(self) -> dict[str, Any]:
+        """The bank as every record names it."""
+        return {"name": self.bank.name, "version": self.bank.version, "sha256": self.bank.sha256}
 
     def parameters(self, items: Sequence[Item], attempt: int) -> dict[str, Any]:
         """Of the request for a reply; the first attempt has the seed itself."""
@@ -113,11 +122,22 @@ def structure_reports(
     asked = [asked_text(row) for row in rows]
     texts = list(dict.fromkeys(a.text for a in asked if a.text))
     run = _Run(asking, progress or (lambda steps: None))
-    asyncio.run(run.all(texts))
+    _run_to_end(run.all(texts))
     failures = [e for e in map(run.outcomes.__getitem__, texts) if isinstance(e, HilumError)]
     if failures and len(failures) == len(texts):
         raise failures[0]
     return _told(rows, asked, asking, run)
+
+
+def _run_to_end(work: Coroutine[Any, Any, None]) -> None:
+    """Runs to the end; beside a loop that runs already, as in a notebook, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(asyncio.run, work).result()
 
 
 class _Run:
@@ -246,7 +266,7 @@ def _record(
         "code": code,
         "faults": list(row.faults),
         "text_sha256": _sha256(text.text) if text.text else None,
-        "bank": {"name": asking.bank.name, "version": asking.bank.version, "sha256": asking.bank.sha256},
+        "bank": asking.named,
         "model": asking.endpoint.model,
         "prompt": PROMPT_VERSION,
         "findings": dict(tri_state(asking.bank, structured.answers)),
@@ -271,7 +291,7 @@ def _answers(bank: Bank, structured: Structured, text: AskedText) -> Mapping[str
     for item in bank.items:
         answer = structured.answers.get(item.id)
         if answer is None:
-            told[item.id] = {"answer": UNKNOWN}
+            told[item.id] = _NOT_ANSWERED
             continue
         value = list(answer.value) if isinstance(answer.value, tuple) else answer.value
         column, quote, span = text.cell_of(answer.span)
