@@ -73,7 +73,8 @@ def test_kill_and_again(tmp_path: Path, answered: int) -> None:
     for name in ("undisturbed", "killed"):
         table(tmp_path / name)
     with Stub() as server:
-        subprocess.run(command(server, tmp_path / "undisturbed"), check=True, timeout=180, capture_output=True)
+        whole = command(server, tmp_path / "undisturbed")
+        subprocess.run(whole, check=True, timeout=180, capture_output=True)
     folder = tmp_path / "killed"
     with Stub(holding := Holding(answered)) as server:
         process = stopped(server, folder, answered, signal.SIGKILL)
