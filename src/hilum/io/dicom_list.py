@@ -23,7 +23,7 @@ from hilum.io.limits import Limits
 RTSTRUCT, SEGMENTATION = "1.2.840.10008.5.1.4.1.1.481.3", "1.2.840.10008.5.1.4.1.1.66.4"
 KEYWORDS = (
     "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
-    "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence", "StructureSetROISequence",
 )  # fmt: skip
 TAGS = tuple(tag_for_keyword(k) or 0 for k in KEYWORDS)
 
@@ -35,7 +35,8 @@ class DicomFile:
     Args:
         path: below the root. sop_class, sop_uid, study_uid, series_uid: "" where the file has none.
         patient_id: as stored; an identifier that must not travel further. series_number: as shown by viewers.
-        refers_to: series that an RTSTRUCT or segmentation was drawn on.
+        refers_to: series that an RTSTRUCT or segmentation was drawn on. rois: number and name of its
+        contours.
     """
 
     path: str
@@ -46,6 +47,7 @@ class DicomFile:
     patient_id: str
     series_number: int | None
     refers_to: tuple[str, ...] = ()
+    rois: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ def _described(ds: Dataset, path: str) -> DicomFile:
         patient_id=text(ds, "PatientID"),
         series_number=whole(ds, "SeriesNumber"),
         refers_to=tuple(dict.fromkeys(_referred(ds))),
+        rois=tuple(
+            (whole(roi, "ROINumber") or 0, text(roi, "ROIName"))
+            for roi in ds.get("StructureSetROISequence", None) or ()
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from edt import edt
 from hilum.errors import ContainerError, HeaderError, SeriesError
 from hilum.geometry import Geometry, axis_map
 from hilum.io.hashing import sha256_of, sha256_of_parts
-from hilum.read.label_files import read_labels, read_names
+from hilum.io.label_files import read_labels, read_names
 from hilum.read.organ_masks import OrganMasks, OrganSource
 from hilum.read.sampling import sample_nearest
 from hilum.read.totalsegmentator import CHANNEL_OF, LOBE_NAMES, NAME_OF

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from hilum.errors import HeaderError
 from hilum.geometry import Geometry, axis_map
-from hilum.read.label_files import read_labels
+from hilum.io.label_files import read_labels
 from hilum.read.sampling import sample_nearest
 from hilum.types import MaskVolume
 

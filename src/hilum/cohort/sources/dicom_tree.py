@@ -32,24 +32,25 @@ def _detect(root: Path) -> bool:
 
 
 def _records(root: Path, options: SourceOptions) -> Iterator[ScanRecord]:
-    yield from tree_records(root, options)
+    yield from (record for record, _ in series_records(list_files(root), options))
 
 
-def tree_records(root: Path, options: SourceOptions) -> Iterator[ScanRecord]:
-    """The scans of a tree; RTSTRUCT and segmentation files become masks of the series they refer to.
+def series_records(
+    listing: tuple[list[DicomFile], list[str]], options: SourceOptions
+) -> Iterator[tuple[ScanRecord, DicomFile | None]]:
+    """The scans of a tree, each with one of its files; RTSTRUCT and SEG become masks of what they refer to.
 
     Args:
-        root: of the tree. options: `secret` is used.
+        listing: of `list_files`. options: `secret` is used.
     """
-    files, damaged = list_files(root)
-    series = ct_series(files)
-    for one in series:
-        yield _record(one, _masks_of(one, files), options)
+    files, damaged = listing
+    for one in ct_series(files):
+        yield _record(one, _masks_of(one, files), options), one.first
     # A folder of nothing but damaged files would vanish: it is a scan that will be refused.
     held = {str(PurePosixPath(f.path).parent) for f in files}
     for folder in sorted({str(PurePosixPath(p).parent) for p in damaged} - held):
         key = "damaged-" + hashlib.sha256(folder.encode()).hexdigest()[:12]
-        yield ScanRecord(key, folder, f"dicom-damaged:{key}", notes=("every file is damaged",))
+        yield ScanRecord(key, folder, f"dicom-damaged:{key}", notes=("every file is damaged",)), None
 
 
 def _record(series: DicomSeries, masks: tuple[MaskRef, ...], options: SourceOptions) -> ScanRecord:
@@ -75,12 +76,17 @@ def _record(series: DicomSeries, masks: tuple[MaskRef, ...], options: SourceOpti
 
 def _masks_of(series: DicomSeries, files: list[DicomFile]) -> tuple[MaskRef, ...]:
     uid = series.first.series_uid
-    drawn = [f for f in files if uid in f.refers_to]
-    return tuple(
-        MaskRef(PurePosixPath(f.path).stem, f.path, "rtstruct" if f.sop_class == RTSTRUCT else "seg")
-        for f in drawn
-        if f.sop_class in (RTSTRUCT, SEGMENTATION)
-    )
+    return tuple(mask for f in files if uid in f.refers_to for mask in contours_of(f))
+
+
+def contours_of(file: DicomFile) -> Iterator[MaskRef]:
+    """One mask per region of an RTSTRUCT; one for all of a segmentation."""
+    if file.sop_class == RTSTRUCT:
+        yield from (
+            MaskRef(name or f"region {number}", file.path, "rtstruct", number) for number, name in file.rois
+        )
+    elif file.sop_class == SEGMENTATION:
+        yield MaskRef(PurePosixPath(file.path).stem, file.path, "seg")
 
 
 SOURCE = Source(

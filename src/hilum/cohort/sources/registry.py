@@ -11,8 +11,17 @@ from hilum.errors import ContainerError, RunError, UsageError
 
 MODULES = {
     "phantom": "phantom",
+    "rexgroundingct": "rexgrounding",
+    "radgenome": "radgenome",
     "ct-rate": "ct_rate",
     "rad-chestct": "rad_chestct",
+    "merlin": "merlin",
+    "inspect": "inspect",
+    "mosmed": "mosmed",
+    "covid-19-ct-seg": "covid_seg",
+    "lidc-idri": "lidc",
+    "nsclc-radiomics": "nsclc",
+    "abdomenatlas": "abdomen_atlas",
     "csv": "table",
     "dicom": "dicom_tree",
 }

@@ -19,8 +19,14 @@ from hilum.io.limits import Limits
 MAX_NAMES_BYTES = 1024 * 1024
 
 
-def read_labels(path: Path, limits: Limits | None = None) -> tuple[np.ndarray, Geometry]:
+def read_labels(
+    path: Path, limits: Limits | None = None, channel: int | None = None
+) -> tuple[np.ndarray, Geometry]:
     """Integers [X, Y, Z] on the file's own axes, and the grid.
+
+    Args:
+        path: a NIfTI-1. limits: budgets. channel: which one of a 4-D file whose first axis is the channel
+            (ReXGroundingCT); None for 3-D files.
 
     Raises:
         ContainerError: not a NIfTI, cut, damaged, or larger than the budget.
@@ -36,7 +42,7 @@ def read_labels(path: Path, limits: Limits | None = None) -> tuple[np.ndarray, G
         raise ContainerError(
             "NOT_AN_IMAGE", "a label file is a NIfTI-1 image", got=type(error).__name__, path=path
         ) from error
-    shape = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
+    channels, shape = _channels(shape, channel, path)
     if len(shape) != 3 or min(shape) < 1 or dtype.kind not in "iuf":
         raise HeaderError(
             "NDIM_4",
@@ -45,8 +51,8 @@ def read_labels(path: Path, limits: Limits | None = None) -> tuple[np.ndarray, G
             got=(shape, str(dtype)),
             path=path,
         )
-    count = int(np.prod(shape, dtype=np.int64))
-    if count > budget.max_voxels:
+    count = channels * int(np.prod(shape, dtype=np.int64))
+    if count > channels * budget.max_voxels or count * dtype.itemsize > budget.max_stored_bytes:
         raise ContainerError(
             "DIMS_HUGE", "a label map fits the budget", expected=budget.max_voxels, got=count, path=path
         )
@@ -58,8 +64,24 @@ def read_labels(path: Path, limits: Limits | None = None) -> tuple[np.ndarray, G
             got=len(raw),
             path=path,
         )
-    stored = np.frombuffer(raw, dtype, count, offset).reshape(shape, order="F")
+    stored = np.frombuffer(raw, dtype, count, offset).reshape((channels, *shape), order="F")[channel or 0]
     return _whole_numbers(stored, path), _geometry(header, shape, path)
+
+
+def _channels(shape: tuple[int, ...], channel: int | None, path: Path) -> tuple[int, tuple[int, ...]]:
+    """How many channels there are, and the shape of one."""
+    if channel is None:
+        return 1, shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
+    # nibabel and others drop a last axis of 1, never a first one: a file of one finding has four axes too.
+    if len(shape) != 4 or not 0 <= channel < shape[0]:
+        raise HeaderError(
+            "MASK_MISSING",
+            "a file has the channel of its finding",
+            expected=f"channel {channel} of (F, X, Y, Z)",
+            got=shape,
+            path=path,
+        )
+    return shape[0], shape[1:]
 
 
 def _bytes(path: Path, limits: Limits) -> bytes:
