@@ -427,3 +427,33 @@ def test_prepare_needs_a_place_and_a_preset_that_is_one(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty").mkdir()
     assert run(["prepare", str(tmp_path / "empty"), "--verify"]) == 3
+
+
+def test_a_recipe_says_what_options_say(tmp_path, capsys):
+    root = plain_cohort(tmp_path / "data", 3)
+    recipe = tmp_path / "cohort.toml"
+    recipe.write_text('root = "data"\nout = "out"\nsplit = "train=0.5,test=0.5"\nworkers = 1\nseed = 3\n')
+    assert run(["prepare", str(recipe), "--seed", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scans"] == 3
+    receipt = json.loads((tmp_path / "out/prepare.json").read_text())
+    assert receipt["seed"] == 4 and receipt["shares"] == {"train": 0.5, "test": 0.5}
+    assert Path(receipt["root"]) == root
+    for text, told in (
+        ('root = "data"\nout = "o"\nsplitt = "keep"', "Did you mean split?"),
+        ('root = "data"\nout = "o"\nworkers = 0', "CONFIG_VALUE"),
+        ('root = "data"\nout = 3', "CONFIG_VALUE"),
+        ('root = "data"\nout = "o"\nverify = true', "CONFIG_KEY"),
+        ('out = "o"', "CONFIG_KEY"),
+        ("root = ", "CONFIG_FILE"),
+        ('root = "data"', "--out"),
+    ):
+        recipe.write_text(text)
+        assert run(["prepare", str(recipe)]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+    shipped = Path(__file__).parents[2] / "recipes/cohort-phantoms.toml"
+    copy = tmp_path / "recipes/cohort-phantoms.toml"
+    copy.parent.mkdir()
+    copy.write_text(shipped.read_text())
+    assert run(["prepare", str(copy)]) == 3  # its phantoms are not made yet, everything else is right
+    assert "NOT_FOUND" in capsys.readouterr().err

@@ -79,15 +79,24 @@ SHOWN = 20
     help="Seconds to wait for another writer of the same output.",
 )  # fmt: skip
 @json_option
-def prepare(root: Path, out: Path | None, verify: bool, as_json: bool, **chosen: Any) -> int:
+@click.pass_context
+def prepare(
+    context: click.Context, root: Path, out: Path | None, verify: bool, as_json: bool, **chosen: Any
+) -> int:
     """Judge every scan below ROOT and write the manifest of those that are fit.
 
-    ROOT is the folder of a data set as it was published, a folder of DICOM files, or a table of scans.
+    ROOT is the folder of a data set as it was published, a folder of DICOM files, a table of scans, or a
+    recipe (.toml) that names one and the options.
     Exit code 0 when all are fit, 4 when some were refused (refused.csv has code and reason), or when two
     splits or cohorts share a patient, scan or report (leaks.csv has the rows).
     """
     if verify:
         return _verify(root, as_json)
+    if root.suffix == ".toml":
+        from hilum.cli.prepare_recipe import apply_recipe
+
+        chosen = apply_recipe(context, root)
+        root, out = chosen.pop("root"), chosen.pop("out")
     if out is None:
         raise click.UsageError("Missing option '--out' (or --verify).")
     from hilum.cli.prepare_store import fill_store, store_folder

@@ -1,4 +1,7 @@
-"""Outlines to pixels: the even-odd rule at pixel centres."""
+"""Outlines to pixels: the even-odd rule at pixel centres.
+
+Drawing libraries colour the border as well and round corners to whole pixels; a volume in ml must do neither.
+"""
 
 from __future__ import annotations
 
