@@ -74,7 +74,7 @@ class Sitk:
         origin = np.array(image.TransformContinuousIndexToPhysicalPoint(index.tolist()))
         columns = np.stack([direction[:, o] * s for o, s in zip(order, signs, strict=True)], axis=1)
         wanted = np.array(job["spacing_mm"])
-        size = np.round((shape[order] - 1) * own[order] / wanted).astype(int) + 1
+        size = np.round((shape[order] - 1) * own[order] / wanted + 1).astype(int)
         if job["size"]:
             low = (size - np.array(job["size"])) // 2
             origin, size = origin + columns @ (low * wanted), np.array(job["size"])

@@ -68,7 +68,7 @@ def expected_grid(volume: CTVolume, letters: str, spacing: tuple[float, ...], ru
     for axis, (n, own, wanted) in enumerate(zip(geometry.shape, geometry.spacing_mm, spacing, strict=True)):
         direction = geometry.affine_ras[:3, axis] / own
         if rule == "first":  # MONAI: from first to nearest the last centre
-            m, start = round((n - 1) * own / wanted) + 1, 0.0
+            m, start = round((n - 1) * own / wanted + 1), 0.0
         elif rule == "centre":  # TorchIO: floor, same middle
             m = math.floor(n * own / wanted)
             start = (n - 1) * own / 2 - (m - 1) * wanted / 2

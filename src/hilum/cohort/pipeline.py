@@ -180,7 +180,7 @@ def axis_between(n_in: int, spacing_mm: float, target_mm: float, anchor: str, fl
     if anchor == "centre":
         n = max(1, int(ratio + 1e-6))
         return Axis(((n_in - 1) - (n - 1) * step) / 2, step, n)
-    n = round((n_in - 1) / step) + 1
+    n = round((n_in - 1) / step + 1)
     return Axis((n_in - 1) - (n - 1) * step if flipped else 0.0, step, n)
 
 
