@@ -31,7 +31,7 @@ from hilum.text.labels import FindingLabel, label_report
 from hilum.text.vocabulary import FINDINGS
 
 ROOT = Path(__file__).resolve().parents[1]
-LISTS = {"de": "German list", "en": "English list", "second": "second list"}
+LISTS = {"de": "German list", "en": "English list", "second": "second list", "third": "third list"}
 PAGE = ROOT / "docs" / "report_labels.md"
 START, END = "<!-- tables: made by benchmarks/report_labels.py --write-page -->", "<!-- end of tables -->"
 ROUNDS, SEED = 2000, 20

@@ -13,9 +13,9 @@ from hilum.text.labels import PROBABILITY, Part, label_parts, label_report
 from hilum.text.vocabulary import FINDINGS, SLUGS
 
 DATA = Path(__file__).parent / "data"
-ENGLISH, GERMAN, SECOND = (
+ENGLISH, GERMAN, SECOND, THIRD = (
     json.loads((DATA / f"labels_{language}.json").read_text(encoding="utf-8"))["cases"]
-    for language in ("en", "de", "second")
+    for language in ("en", "de", "second", "third")
 )
 
 
@@ -30,7 +30,9 @@ def test_english(case: dict) -> None:
     assert said(case["text"]) == wanted
 
 
-@pytest.mark.parametrize("case", [*GERMAN, *SECOND], ids=[c["text"][:60] for c in [*GERMAN, *SECOND]])
+@pytest.mark.parametrize(
+    "case", [*GERMAN, *SECOND, *THIRD], ids=[c["text"][:60] for c in [*GERMAN, *SECOND, *THIRD]]
+)
 def test_german_and_other_styles(case: dict) -> None:
     got = said(case["text"])
     wanted = {slug: label for slug, label in case["labels"].items() if label != "unknown"}
