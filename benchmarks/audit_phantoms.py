@@ -1,9 +1,10 @@
-"""False and true hits of the audit's voxel hash among phantoms (SYNTHETIC).
+"""False and true hits of the audit among phantoms (SYNTHETIC): voxels and reports.
 
     python benchmarks/audit_phantoms.py --count 200 --copies 20 --jobs 1
 
 Makes COUNT small phantoms, one seed each, compares the fingerprints of every pair, changes the first COPIES
-as re-exports change a scan, and looks for each changed copy among all. Prints one JSON object.
+as re-exports change a scan, and looks for each changed copy among all. Reports are compared too. Prints one
+JSON object.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from functools import partial
 
 import numpy as np
 
+from hilum.cohort.audit_text import LEAST_WORDS, Text, near_duplicates
 from hilum.cohort.audit_voxels import THRESHOLD_HU, distances_hu
 from hilum.cohort.fingerprint import fingerprint
+from hilum.cohort.report_hash import words_of
 from hilum.geometry import Geometry
 from hilum.volume import CTVolume
 
@@ -90,22 +93,28 @@ CHANGES: dict[str, Callable[[CTVolume], CTVolume]] = {
 """What re-exports do to a scan; the header's place is lost in each."""
 
 
-def prints_of(seed: int, copies: int) -> dict[str, Prints]:
-    """Fingerprints of one phantom, and of its changed copies."""
+def prints_of(seed: int, copies: int) -> tuple[str, dict[str, Prints]]:
+    """The report of one phantom; its fingerprint, and those of its changed copies."""
     import torch
 
     torch.set_num_threads(1)
     from hilum.cohort.phantom_set import phantom_volume
     from hilum.phantom.draw import draw_plan
     from hilum.phantom.make import make_phantom
+    from hilum.phantom.narrator import narrate_facts
+    from hilum.phantom.narrator_facts import lesion_facts
 
-    volume = phantom_volume(make_phantom(draw_plan(seed, spacing_mm=SPACING_MM), work_mm=WORK_MM))
+    plan = draw_plan(seed, spacing_mm=SPACING_MM)
+    phantom = make_phantom(plan, work_mm=WORK_MM)
+    story = narrate_facts(lesion_facts(phantom, None), plan.scanner, "en", series=2, seed=seed)
+    volume = phantom_volume(phantom)
     volume = replace(volume, valid_mask=None)
     changes = CHANGES if seed < copies else {}
-    return {"": fingerprint(volume)} | {name: fingerprint(change(volume)) for name, change in changes.items()}
+    prints = {name: fingerprint(change(volume)) for name, change in changes.items()}
+    return story.text, {"": fingerprint(volume)} | prints
 
 
-def figures(made: list[dict[str, Prints]]) -> dict[str, object]:
+def figures(texts: list[str], made: list[dict[str, Prints]]) -> dict[str, object]:
     """Distances between different phantoms, and from each changed copy to its own and the nearest other."""
     plain = [m[""] for m in made]
     between = distances_hu(plain, plain)
@@ -119,6 +128,12 @@ def figures(made: list[dict[str, Prints]]) -> dict[str, object]:
         "nearest of two different, HU": round(float(np.nanmin(off)), 1),
         "1st percentile of different, HU": round(float(np.nanpercentile(off, 1)), 1),
     }
+    reports = [Text(str(i), str(i), text) for i, text in enumerate(texts)]
+    half = len(reports) // 2
+    told["pairs of reports, first half against second"] = half * (len(reports) - half)
+    told["false hits of reports"] = len(near_duplicates(reports[:half], reports[half:]))
+    told["reports found in themselves"] = sum(i == j for i, j, _ in near_duplicates(reports, reports))
+    told["reports long enough to be found"] = sum(len(words_of(text)) >= LEAST_WORDS for text in texts)
     copies = [i for i, m in enumerate(made) if len(m) > 1]
     rows = {}
     for name in CHANGES:
@@ -145,7 +160,7 @@ def main() -> None:
     work = partial(prints_of, copies=given.copies)
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         made = list(pool.map(work, range(given.count)))
-    print(json.dumps(figures(made), indent=1))
+    print(json.dumps(figures([text for text, _ in made], [prints for _, prints in made]), indent=1))
 
 
 if __name__ == "__main__":
