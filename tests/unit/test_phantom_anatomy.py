@@ -100,6 +100,13 @@ def test_the_heart_lets_bronchi_and_the_root_of_the_aorta_pass() -> None:
     assert int((root & r["heart"]).sum()) < 0.2 * int(root.sum()), "only where a coronary leaves it"
 
 
+def test_the_pulmonary_arteries_belong_to_the_heart_up_to_the_lungs() -> None:
+    r, voxel_ml = made().regions, made().grid.voxel_ml
+    arteries = r["pulmonary_artery"] & ~r["lung"] & ~r["aorta"]
+    assert 40 < int(arteries.sum()) * voxel_ml < 160
+    assert int((arteries & r["heart"]).sum()) > 0.9 * int(arteries.sum())
+
+
 def test_hu_of_tissues() -> None:
     scene = made()
     mean = {n: float(scene.hu[scene.regions[n]].mean()) for n in PROMISED}

@@ -87,13 +87,15 @@ def regions_of(build: Build, p: Parts) -> dict[str, Tensor]:
         & ~bone
     )
     between_fat = p.pericardium & ~_solid_heart(p) & ~bone
+    arteries = _central_arteries(p) & chest.body & ~(lumen | wall | oesophagus | bone)
+    heart_mask = (p.pericardium & ~between_fat) | arteries
     regions = {
         "body": chest.body,
         "lung": p.lung,
         "airways": (p.sheath | lumen & ~p.lung) & chest.body,
         "pleura": p.pleura & chest.body,
-        "mediastinum": mediastinum | between_fat,
-        "heart": p.pericardium & ~between_fat,
+        "mediastinum": (mediastinum | between_fat) & ~heart_mask,
+        "heart": heart_mask,
         "pericardium": p.pericardium,
         "oesophagus": oesophagus,
         "bone": bone,
@@ -123,7 +125,7 @@ def regions_of(build: Build, p: Parts) -> dict[str, Tensor]:
 
 
 def _solid_heart(p: Parts) -> Tensor:
-    """Chambers, muscle and coronaries, as TotalSegmentator and SAT outline a heart: without the fat between
+    """Chambers, muscle and coronaries, as TotalSegmentator 2 outlines a heart: without the fat between
     muscle and pericardium, which has no share in the size of a heart, and without the root of the aorta.
     """
     solid = torch.zeros_like(p.pericardium)
@@ -131,3 +133,8 @@ def _solid_heart(p: Parts) -> Tensor:
     solid &= p.covers["aorta"] <= 0.5
     near = F.max_pool3d(p.coronaries[None, None], 3, stride=1, padding=1)[0, 0]
     return solid | (near > 0.2)
+
+
+def _central_arteries(p: Parts) -> Tensor:
+    """Pulmonary trunk and its two arteries up to the lungs: TotalSegmentator 2 counts them to the heart."""
+    return (p.covers["pulmonary_artery"] > 0.5) & (p.covers["aorta"] <= 0.5) & ~p.lung

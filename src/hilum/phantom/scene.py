@@ -70,8 +70,9 @@ class Scene:
             `right_ventricle`, `left_atrium`, `right_atrium`, `aorta`, `pulmonary_artery`, `vena_cava`,
             `spine`, `ribs`,
             `sternum`, `liver`, `spleen`, `stomach`, `muscle`, `fat`.
-            `pericardium` is all within the sac; `heart` is its chambers, muscle and coronaries, and all of
-            the sac when it holds an effusion; `lung` includes its vessels and intrapulmonary airways;
+            `pericardium` is all within the sac; `heart` is its chambers, muscle and coronaries, the
+            pulmonary arteries up to the lungs, and all of the sac when it holds an effusion; `lung`
+            includes its vessels and intrapulmonary airways;
             `mediastinum` lies between the lungs, without the heart, with great vessels, trachea and
             oesophagus;
             `pleura` is a shell of about 6 mm on either side of the lung surface; `airways` is lumen and wall

@@ -20,8 +20,10 @@ CHANNEL_OF: dict[str, str] = {
     **dict.fromkeys(("trachea", "lung_trachea_bronchia"), "airways"),
     **dict.fromkeys(("heart", "heart_myocardium", "heart_atrium_left", "heart_atrium_right"), "heart"),
     **dict.fromkeys(("heart_ventricle_left", "heart_ventricle_right", "atrial_appendage_left"), "heart"),
+    # version 2 counts it to the heart; version 1 has a label for it
+    "pulmonary_artery": "heart",
     "esophagus": "oesophagus",
-    **dict.fromkeys(("aorta", "pulmonary_artery", "pulmonary_vein", "superior_vena_cava"), "mediastinum"),
+    **dict.fromkeys(("aorta", "pulmonary_vein", "superior_vena_cava"), "mediastinum"),
     **dict.fromkeys(
         ("brachiocephalic_trunk", "brachiocephalic_vein_left", "brachiocephalic_vein_right"), "mediastinum"
     ),

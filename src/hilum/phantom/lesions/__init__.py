@@ -15,6 +15,7 @@ from hilum.phantom.lesions._truth import locate, organ_mask
 from hilum.phantom.lesions.airspace import insert_atelectasis, insert_consolidation, insert_lung_opacity
 from hilum.phantom.lesions.airways import insert_bronchiectasis, insert_peribronchial_thickening
 from hilum.phantom.lesions.cardiac import (
+    heart_itself,
     insert_cardiomegaly,
     insert_coronary_calcification,
     insert_pericardial_effusion,
@@ -100,7 +101,7 @@ def insert_all(scene: Scene) -> None:
     for finding in sorted(planned, key=lambda f: order.index(f.slug)):
         insert(scene, finding)
     for truth in scene.lesions:
-        truth.mask = scene.regions["heart"].clone() if truth.slug == "cardiomegaly" else truth.mask
+        truth.mask = heart_itself(scene) if truth.slug == "cardiomegaly" else truth.mask
         truth.mask = truth.mask & organ_mask(scene, truth.slug)
         locate(scene, truth)
     scene.lesions[:] = [truth for truth in scene.lesions if bool(truth.mask.any())]

@@ -27,12 +27,17 @@ SOLID = (
 )
 
 
+def heart_itself(scene: Scene) -> Tensor:
+    """Region `heart` without the pulmonary arteries, which have no share in its size."""
+    return scene.regions["heart"] & ~scene.regions["pulmonary_artery"]
+
+
 def insert_cardiomegaly(scene: Scene, generator: torch.Generator, degree: Degree) -> LesionTruth | None:
     """Writes down the heart that anatomy already built large (`Patient.heart_size`); changes nothing."""
     return record(
         scene,
         "cardiomegaly",
-        scene.regions["heart"].clone(),
+        heart_itself(scene),
         degree,
         count=1,
         heart_size=scene.plan.patient.heart_size,
