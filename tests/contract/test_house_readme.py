@@ -52,7 +52,12 @@ def test_every_command_of_the_readme_exists(line: list[str]) -> None:
         assert importlib.util.find_spec(arguments[arguments.index("-m") + 1]) is not None
     else:
         assert program in ("hilum", ".venv/bin/hilum")
-        command = _tool("surface").commands()[f"hilum {arguments[0]}"]
+        commands = _tool("surface").commands()
+        # a command, or one of a group
+        name = next(
+            n for n in (" ".join(["hilum", *arguments[:2]]), f"hilum {arguments[0]}") if n in commands
+        )
+        command = commands[name]
         known = {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
         assert {option for option in arguments if option.startswith("--")} <= known
 
