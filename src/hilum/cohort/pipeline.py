@@ -96,7 +96,7 @@ def letters_map(letters: str, shape: tuple[int, int, int]) -> AxisMap:
 def apply(pipeline: Pipeline, volume: CTVolume) -> tuple[ScanBatch, PipelineTrace]:
     """See `Pipeline.apply`."""
     scan, trace = _prepared(pipeline, volume)
-    values = scan * trace.slope + trace.intercept
+    values = scan.mul_(trace.slope).add_(trace.intercept)
     if pipeline.values == "zscore-slice":
         values = zscore_slices(values, letters_axis(pipeline.axes, "S"))
     return values[None, None], trace

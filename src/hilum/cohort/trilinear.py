@@ -61,7 +61,8 @@ def trilinear(
     window = volume[:, y0 : int(nys.max()) + 1, z0 : int(nzs.max()) + 1]
     ys, nys, zs, nzs, yw = ys - y0, nys - y0, zs - z0, nzs - z0, yw[:, None]
     planes: dict[int, torch.Tensor] = {}
-    out = torch.empty((len(xs), len(ys), len(zs)), dtype=torch.float32)
+    # NumPy asks the system for huge pages and torch does not: far fewer page faults on fresh memory
+    out = torch.from_numpy(np.empty((len(xs), len(ys), len(zs)), dtype=np.float32))
     for target, low, high, share in zip(out, xs.tolist(), nxs.tolist(), xw.tolist(), strict=True):
         planes = {x: planes[x] if x in planes else _plane(window[x], clip_before) for x in (low, high)}
         flat = torch.lerp(planes[low], planes[high], share)
