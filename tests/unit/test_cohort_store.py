@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hilum.cohort.pipeline import to_store
-from hilum.cohort.prep_presets import pipeline
+from hilum.cohort.prep_presets import Codec, pipeline
 from hilum.cohort.store import open_store, verify_store
 from hilum.cohort.store_chunks import EDGE, bad_chunks, encode, read_box
 from hilum.cohort.store_write import Outcome, StoreJob, prepare_store
@@ -58,13 +58,14 @@ def copied(made: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
 @pytest.mark.parametrize("dtype", [np.int16, np.float16])
-def test_boxes_are_those_of_the_array(tmp_path: Path, dtype: type) -> None:
+def test_boxes_are_those_of_the_array(tmp_path: Path, dtype: type, codec: Codec) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(0, 500, (70, 33, 65)).astype(dtype)
     values[:32, :32, :32] = 0  # a chunk that Blosc2 does not store
     values[32:64, :32, 32:64] = -1000  # one that it stores as a single value
-    frame, table = encode(values)
+    frame, table = encode(values, codec)
     path = tmp_path / "a.b2nd"
     path.write_bytes(frame)
     assert 0 in table.lengths and len(table.lengths) == 3 * 2 * 3

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Anchor = Literal["first", "centre", "extent"]
 Values = Literal["hu", "thousandth", "unit", "zscore-scan", "zscore-slice", "clahe"]
 Fit = Literal["keep", "shape", "at-least", "pad-multiple", "crop-multiple"]
+Codec = Literal["zstd", "lz4"]
 Three = tuple[float, float, float]
 
 
@@ -48,6 +49,7 @@ class Pipeline:
             least).
         pad: what padding holds: ``low`` the lower end of `clip_hu`, ``min`` the smallest value of the scan.
         dtype: how a store keeps it: ``int16`` in steps of 1 HU (clahe: 1/32640), or ``float16`` values.
+        codec: of the store's chunks: ``zstd``, or ``lz4`` for larger files that are read faster.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Pipeline:
     fit_vox: tuple[int, int, int] = (1, 1, 1)
     pad: Literal["low", "min"] = "low"
     dtype: Literal["int16", "float16"] = "int16"
+    codec: Codec = "zstd"
 
     def apply(self, volume: CTVolume) -> tuple[ScanBatch, PipelineTrace]:
         """HU -> tensor [1, 1, U, V, W] on `axes` and the trace that undoes the grid.

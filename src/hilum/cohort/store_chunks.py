@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from hilum.cohort.prep_presets import Codec
 from hilum.errors import ContainerError, UsageError
 
 EDGE = 32
@@ -58,7 +59,7 @@ def chunk_grid(shape: Three) -> Three:
     return x, y, z
 
 
-def encode(values: np.ndarray) -> tuple[bytes, ChunkTable]:
+def encode(values: np.ndarray, codec: Codec = "zstd") -> tuple[bytes, ChunkTable]:
     """An int16 or float16 array [U, V, W] as a Blosc2 frame, and where its chunks lie; a pure function.
 
     Raises:
@@ -68,8 +69,9 @@ def encode(values: np.ndarray) -> tuple[bytes, ChunkTable]:
         got = f"{values.dtype} of {values.ndim} axes"
         raise UsageError("DTYPE", "a store keeps int16 or float16 volumes", got=got)
     blosc2 = _blosc2()
+    chosen, level = (blosc2.Codec.ZSTD, 1) if codec == "zstd" else (blosc2.Codec.LZ4, 5)
     settings = blosc2.CParams(
-        codec=blosc2.Codec.ZSTD, clevel=1, filters=[blosc2.Filter.SHUFFLE], nthreads=1, typesize=2
+        codec=chosen, clevel=level, filters=[blosc2.Filter.SHUFFLE], nthreads=1, typesize=2
     )
     edges = (EDGE,) * 3
     array = blosc2.asarray(np.ascontiguousarray(values), chunks=edges, blocks=edges, cparams=settings)
@@ -104,17 +106,17 @@ def read_box(path: Path, table: ChunkTable, start: Three, size: Three, key: str)
             got = f"{start} + {size}"
             raise UsageError("GRID_MISMATCH", "a box lies inside its scan", expected=table.shape, got=got)
     out = np.empty(size, dtype=table.dtype)
-    block = np.empty(EDGE**3, dtype=table.dtype)
-    decompress = _blosc2().decompress2
-    for corner, packed in _chunks(path, table, start, size, key):
-        inside, into = zip(
-            *(_overlap(c, low, n) for c, low, n in zip(corner, start, size, strict=True)), strict=True
-        )
-        if not packed:
-            out[into] = 0
-            continue
-        decompress(packed, block)
-        out[into] = block.reshape(EDGE, EDGE, EDGE)[inside]
+    block = np.empty((EDGE,) * 3, dtype=table.dtype)
+    # not decompress2: that makes a context of its own for every chunk
+    decompress = _blosc2().decompress
+    spans = [_overlaps(low, n) for low, n in zip(start, size, strict=True)]
+    for (x, y, z), packed in _chunks(path, table, [list(span) for span in spans], key):
+        (from_x, to_x), (from_y, to_y), (from_z, to_z) = spans[0][x], spans[1][y], spans[2][z]
+        if packed:
+            decompress(packed, block)
+            out[to_x, to_y, to_z] = block[from_x, from_y, from_z]
+        else:
+            out[to_x, to_y, to_z] = 0
     return out
 
 
@@ -145,26 +147,25 @@ def damaged(path: Path, key: str, index: int | None, table: ChunkTable | None, g
 
 
 def _chunks(
-    path: Path, table: ChunkTable, start: Three, size: Three, key: str
-) -> Iterator[tuple[Three, bytes]]:
-    """First voxel and checked bytes of every chunk that the box touches."""
-    spans = [range(low // EDGE, (low + n - 1) // EDGE + 1) for low, n in zip(start, size, strict=True)]
+    path: Path, table: ChunkTable, wanted: list[list[int]], key: str
+) -> Iterator[tuple[Three, bytes | memoryview]]:
+    """Place in the chunk grid and checked bytes of every chunk that is wanted along all three axes."""
     _, rows, columns = table.grid
-    offsets = table.offsets()
+    offsets, lengths, crcs = table.offsets(), table.lengths, table.crcs
+    low, high = wanted[2][0], wanted[2][-1]
     with _opened(path, key) as file:
-        for x, y in itertools.product(spans[0], spans[1]):
+        for x, y in itertools.product(wanted[0], wanted[1]):
             base = (x * rows + y) * columns
-            last = base + spans[2][-1]
             # chunks along the last axis lie beside each other: one read for the run
-            begin = offsets[base + spans[2][0]]
+            begin, end = offsets[base + low], offsets[base + high] + lengths[base + high]
             file.seek(begin)
-            run = file.read(offsets[last] + table.lengths[last] - begin)
-            for z in spans[2]:
-                at, length = offsets[base + z] - begin, table.lengths[base + z]
-                packed = run[at : at + length]
-                if len(packed) != length or zlib.crc32(packed) != table.crcs[base + z]:
-                    raise damaged(path, key, base + z, table, "other bytes")
-                yield (x * EDGE, y * EDGE, z * EDGE), packed
+            run = memoryview(file.read(end - begin))
+            for index in range(base + low, base + high + 1):
+                at = offsets[index] - begin
+                packed = run[at : at + lengths[index]]
+                if len(packed) != lengths[index] or zlib.crc32(packed) != crcs[index]:
+                    raise damaged(path, key, index, table, "other bytes")
+                yield (x, y, index - base), packed
 
 
 def _opened(path: Path, key: str) -> FileIO:
@@ -174,10 +175,15 @@ def _opened(path: Path, key: str) -> FileIO:
         raise damaged(path, key, None, None, error.strerror or "no such file") from error
 
 
-def _overlap(corner: int, start: int, size: int) -> tuple[slice, slice]:
-    """The part of a chunk inside the box, in the chunk and in the box."""
-    low, high = max(corner, start), min(corner + EDGE, start + size)
-    return slice(low - corner, high - corner), slice(low - start, high - start)
+def _overlaps(start: int, size: int) -> dict[int, tuple[slice, slice]]:
+    """Chunks along one axis that a span touches: the part of each inside the span, in the chunk and in the
+    span."""
+    found = {}
+    for chunk in range(start // EDGE, (start + size - 1) // EDGE + 1):
+        corner = chunk * EDGE
+        low, high = max(corner, start), min(corner + EDGE, start + size)
+        found[chunk] = slice(low - corner, high - corner), slice(low - start, high - start)
+    return found
 
 
 def _blosc2() -> ModuleType:

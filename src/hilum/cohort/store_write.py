@@ -244,7 +244,7 @@ def _make(job: StoreJob, folder: Path, prep: Pipeline) -> ScanRow:
 
     volume = open_volume(job.path, mode=job.mode, answers=job.answers)
     stored = to_store(prep, volume)
-    frame, table = encode(stored.values)
+    frame, table = encode(stored.values, prep.codec)
     if not all(math.isfinite(x) for x in (stored.slope, stored.intercept)):
         raise RunError("OUTPUT_NONFINITE", "values are finite", got=(stored.slope, stored.intercept))
     row = ScanRow(
