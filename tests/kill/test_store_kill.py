@@ -14,6 +14,7 @@ import pytest
 
 from hilum.cohort.store import verify_store
 from hilum.geometry import Geometry
+from hilum.io.lock import OWNER
 from hilum.io.nifti import write_nifti
 
 SCRIPT = """
@@ -92,7 +93,7 @@ def test_killed_again_and_again(
         kept = now
     # what a killed writer may leave behind, whether or not it did here
     (root / "scans" / ".hilum-0123456789abcdef.tmp").write_bytes(b"half")
-    (root / ".writer").write_text("1@elsewhere")
+    (root / OWNER).write_text("1@elsewhere")
     half = next((root / "scans").glob("*.b2nd"))
     half.with_suffix(".json").unlink()
     lines = finish(root, where, scans)

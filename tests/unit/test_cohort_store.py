@@ -26,6 +26,7 @@ from hilum.cohort.store_chunks import EDGE, bad_chunks, encode, read_box
 from hilum.cohort.store_write import Outcome, StoreJob, prepare_store
 from hilum.errors import ContainerError, OutputError, UsageError
 from hilum.io.limits import Answers
+from hilum.io.lock import OWNER
 from hilum.io.open import open_volume
 
 NATIVE = pipeline("native")
@@ -102,7 +103,7 @@ def test_a_sound_store_verifies(made: Path) -> None:
     seen: list[str] = []
     assert verify_store(made, on_scan=seen.append) == []
     assert seen == ["case/0", "case/1", "case/2"] == list(open_store(made).keys)
-    assert not (made / ".writer").exists()
+    assert not (made / OWNER).exists()
 
 
 @pytest.fixture(scope="module")
@@ -333,9 +334,9 @@ def test_a_full_disk_stops_and_the_rest_is_kept(
 
 
 def hold(root: str, ready: multiprocessing.synchronize.Event, go: multiprocessing.synchronize.Event) -> None:
-    from hilum.cohort.store_write import one_writer
+    from hilum.io.lock import output_lock
 
-    with one_writer(Path(root), 0.0):
+    with output_lock(Path(root), 0.0):
         ready.set()
         go.wait(60)
 

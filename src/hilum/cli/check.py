@@ -3,14 +3,11 @@ do."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from hilum.cli.common import echo_json, input_options, json_option, progress
+from hilum.cli.common import echo_json, input_options, json_option, plain, progress
 from hilum.io.checks import Inspection
 from hilum.io.limits import Answers, Mode
 
@@ -41,7 +38,7 @@ def check(path: str, mode: Mode, answers: Answers, as_json: bool) -> int:
 
 def _show(seen: Inspection) -> None:
     console = Console(highlight=False, soft_wrap=False)
-    console.print(f"[bold]{_plain(seen.path)}[/bold]  {seen.kind or 'not an image'}")
+    console.print(f"[bold]{plain(seen.path)}[/bold]  {seen.kind or 'not an image'}")
     if seen.geometry is not None:
         grid, sizes = seen.geometry, zip(seen.geometry.shape, seen.geometry.spacing_mm, strict=True)
         shown = " × ".join(f"{n}" for n in grid.shape)
@@ -51,7 +48,7 @@ def _show(seen: Inspection) -> None:
     _findings(seen, console)
     _candidates(seen, console)
     for step in seen.plan:
-        console.print(f"  would {_plain(step)}" if seen.refused else f"  will {_plain(step)}")
+        console.print(f"  would {plain(step)}" if seen.refused else f"  will {plain(step)}")
     if seen.refused:
         codes = ", ".join(dict.fromkeys(f.code for f in seen.stopping))
         console.print(f"[bold red]refused[/bold red] ({codes})")
@@ -69,7 +66,7 @@ def _findings(seen: Inspection, console: Console) -> None:
     for finding in seen.findings:
         level = finding.level.name.lower()
         what = f"{finding.rule}. {finding.hint}" if finding.hint else f"{finding.rule}."
-        cells = [_plain(text) for text in (what, finding.expected, finding.got)]
+        cells = [plain(text) for text in (what, finding.expected, finding.got)]
         table.add_row(f"[{COLOURS[level]}]{level}[/]", finding.code, *cells)
     console.print(table)
 
@@ -82,10 +79,5 @@ def _candidates(seen: Inspection, console: Console) -> None:
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for candidate in seen.candidates:
-        table.add_row(*(_plain(candidate.get(name, "")) for name in names))
+        table.add_row(*(plain(candidate.get(name, "")) for name in names))
     console.print(table)
-
-
-def _plain(value: Any) -> str:
-    """Text from a file, safe to print: no markup, no control characters."""
-    return escape("".join(c if c.isprintable() else "\ufffd" for c in str(value)))

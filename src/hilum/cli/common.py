@@ -126,3 +126,10 @@ def _rescale(given: str | None) -> tuple[float, float] | None:
             f"two numbers, slope,intercept; got {given!r}", param_hint="--rescale"
         ) from error
     return slope, intercept
+
+
+def plain(value: Any, *, lines: bool = False) -> str:
+    """Text from a file, safe to print: no markup, no control characters; `lines` keeps line ends."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() or (lines and c == "\n") else "\ufffd" for c in str(value)))

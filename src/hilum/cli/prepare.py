@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hilum.cli.common import echo_json, json_option, progress
+from hilum.cli.common import echo_json, json_option, plain, progress
 
 if TYPE_CHECKING:
     from hilum.cohort.prepare import Prepared, PrepareOptions
@@ -132,7 +132,6 @@ def _check_preset(name: str, convention: Any) -> None:
 def _verify(root: Path, as_json: bool) -> int:
     from rich.console import Console
 
-    from hilum.cli.check import _plain
     from hilum.cli.prepare_store import REFUSED, verify
 
     told = verify(root)
@@ -143,9 +142,9 @@ def _verify(root: Path, as_json: bool) -> int:
     for fault in told["faults"]:
         where = f"{fault['file']}, chunk {fault['chunk']}" if fault["chunk"] is not None else fault["file"]
         console.print(
-            f"[bold red]fault[/bold red] {_plain(fault['key'])} {_plain(where)}: {_plain(fault['what'])}"
+            f"[bold red]fault[/bold red] {plain(fault['key'])} {plain(where)}: {plain(fault['what'])}"
         )
-    console.print(f"{len(told['faults'])} faults in {_plain(', '.join(told['checked']))}")
+    console.print(f"{len(told['faults'])} faults in {plain(', '.join(told['checked']))}")
     return REFUSED if told["faults"] else 0
 
 
@@ -178,8 +177,6 @@ def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
 def _show(prepared: Prepared, store: dict[str, Any] | None, out: Path) -> None:
     from rich.console import Console
 
-    from hilum.cli.check import _plain
-
     console = Console(highlight=False, soft_wrap=False)
     total = len(prepared.manifest) + len(prepared.refusals)
     console.print(
@@ -188,7 +185,7 @@ def _show(prepared: Prepared, store: dict[str, Any] | None, out: Path) -> None:
     if prepared.kept:
         console.print(f"{prepared.kept} judged in an earlier run")
     for name, (scans, patients) in prepared.splits.items():
-        console.print(f"  split {_plain(name)}: {scans} scans of {patients} patients")
+        console.print(f"  split {plain(name)}: {scans} scans of {patients} patients")
     if prepared.reports:
         told = ", ".join(f"{count} {name}" for name, count in prepared.reports.items())
         console.print(f"  reports: {told}")
@@ -196,28 +193,26 @@ def _show(prepared: Prepared, store: dict[str, Any] | None, out: Path) -> None:
         rows = [[r.key, r.code, r.reason] for r in prepared.refusals]
         show_rows(console, ("refused", "code", "why"), rows, out / "refused.csv")
     for one in (a for a in prepared.audits if a.leaks):
-        console.print(f"[bold red]{_plain(one.left)} and {_plain(one.right)} share scans[/bold red]")
+        console.print(f"[bold red]{plain(one.left)} and {plain(one.right)} share scans[/bold red]")
         rows = [[leak.kind, leak.left, leak.right, leak.what] for leak in one.leaks]
-        show_rows(console, ("by", _plain(one.left), _plain(one.right), "what"), rows, out / "leaks.csv")
+        show_rows(console, ("by", plain(one.left), plain(one.right), "what"), rows, out / "leaks.csv")
     if store is not None:
-        console.print(f"{store['made']} scans prepared, {store['kept']} kept: {_plain(store['root'])}")
+        console.print(f"{store['made']} scans prepared, {store['kept']} kept: {plain(store['root'])}")
         if store["refused"]:
             rows = [[r["key"], str(r.get("code")), str(r.get("rule"))] for r in store["refused"]]
             show_rows(console, ("refused", "code", "why"), rows, Path(store["root"]) / "refused.json")
-    console.print(f"written: {_plain(str(out / 'manifest.parquet'))}")
+    console.print(f"written: {plain(str(out / 'manifest.parquet'))}")
 
 
 def show_rows(console: Any, names: tuple[str, ...], rows: list[list[str]], rest: Path) -> None:
     """A table of at most `SHOWN` rows, and where the others stand."""
     from rich.table import Table
 
-    from hilum.cli.check import _plain
-
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in names:
         table.add_column(name, overflow="fold")
     for row in rows[:SHOWN]:
-        table.add_row(*(_plain(cell) for cell in row))
+        table.add_row(*(plain(cell) for cell in row))
     console.print(table)
     if len(rows) > SHOWN:
-        console.print(f"... and {len(rows) - SHOWN} more in {_plain(str(rest))}")
+        console.print(f"... and {len(rows) - SHOWN} more in {plain(str(rest))}")

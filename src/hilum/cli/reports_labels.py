@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hilum.cli.common import echo_json, json_option, progress
+from hilum.cli.common import echo_json, json_option, plain, progress
 
 if TYPE_CHECKING:
     from hilum.io.report_table import TableReport
@@ -199,7 +199,6 @@ def _show(done: Sequence[Labelled]) -> None:
 
 def _each(done: Sequence[Labelled]) -> Any:
     """What each report calls present, or leaves open, with its sentence."""
-    from hilum.cli.reports_snippets import _plain
 
     table = _columns("row", "finding", "label", "where", "sentence")
     for d in done:
@@ -211,7 +210,7 @@ def _each(done: Sequence[Labelled]) -> Any:
         for label in said:
             name = label.as_dict()["finding"]
             where = ", ".join(label.lobes) or label.side
-            table.add_row(_name(d.report), name, label.label, where, _plain(label.sentence))
+            table.add_row(_name(d.report), name, label.label, where, plain(label.sentence, lines=True))
         if not said:
             what = ", ".join(d.report.faults) if d.report.refused or "empty" in d.report.faults else "nothing"
             table.add_row(_name(d.report), what, "", "", "")
@@ -219,9 +218,8 @@ def _each(done: Sequence[Labelled]) -> Any:
 
 
 def _name(report: TableReport) -> str:
-    from hilum.cli.reports_snippets import _plain
 
-    return _plain(report.key) if report.key else str(report.row)
+    return plain(report.key, lines=True) if report.key else str(report.row)
 
 
 def _totals(done: Sequence[Labelled]) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hilum.cli.common import echo_json, json_option
+from hilum.cli.common import echo_json, json_option, plain
 
 if TYPE_CHECKING:
     from hilum.io.report_table import TableReport
@@ -73,13 +73,16 @@ def _show(told: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from hilum.cli.reports_snippets import _plain
-
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("row", "section", "column", "text"):
         table.add_column(name, overflow="fold")
     for report in told:
         for section in report["sections"]:
-            name = _plain(report["id"]) or str(report["row"])
-            table.add_row(name, section["kind"] or "body", _plain(section["column"]), _plain(section["text"]))
+            name = plain(report["id"], lines=True) or str(report["row"])
+            table.add_row(
+                name,
+                section["kind"] or "body",
+                plain(section["column"], lines=True),
+                plain(section["text"], lines=True),
+            )
     Console(highlight=False, soft_wrap=False).print(table)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hilum.cli.common import echo_json, json_option, progress
+from hilum.cli.common import echo_json, json_option, plain, progress
 
 if TYPE_CHECKING:
     from hilum.io.dicom_place import Study
@@ -105,7 +105,7 @@ def _show(found: list[dict[str, Any]], counts: dict[str, int], placed: bool) -> 
     for told in found:
         series = "?" if told["series"] is None else str(told["series"])
         cells = [str(told["row"]), series, _ranges(told["images"]), "earlier" if told["prior"] else "this"]
-        cells += ["{}-{}".format(*told["span"]), _plain(told["text"])]
+        cells += ["{}-{}".format(*told["span"]), plain(told["text"], lines=True)]
         cells += [_places(told["places"])] if placed else []
         table.add_row(*cells)
     if found:
@@ -134,11 +134,4 @@ def _places(places: list[dict[str, Any]]) -> str:
             told.append(f"{place['image']}: {place['refused']['code']} ({place['refused'].get('got', '')})")
         else:
             told.append(f"{place['image']}: z {place['z_mm']:.1f} mm {place['sop_uid']}")
-    return _plain("\n".join(told))
-
-
-def _plain(value: str) -> str:
-    """Text from a file, safe to print: no markup, no control characters but line ends."""
-    from rich.markup import escape
-
-    return escape("".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in value))
+    return plain("\n".join(told), lines=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -34,8 +32,8 @@ from hilum.errors import ContainerError, HilumError, OutputError, RunError, Usag
 from hilum.io.atomic import atomic_write
 from hilum.io.hashing import sha256_of
 from hilum.io.limits import Answers, Mode
+from hilum.io.lock import output_lock
 
-LOCK_FILE, WRITER_FILE = ".lock", ".writer"
 Where = Literal["here", "processes", "ray"]
 
 
@@ -111,7 +109,7 @@ def prepare_store(
         raise OutputError(
             "OUTPUT_UNWRITABLE", "a store can be made there", got=error.strerror, path=folder
         ) from error
-    with one_writer(folder, wait_s):
+    with output_lock(folder, wait_s):
         _begin(folder, chosen)
         rows = {key: row for key, job in by_key.items() if (row := _kept(folder, job, chosen)) is not None}
         for key in rows:
@@ -149,42 +147,6 @@ def make_scan(job: StoreJob, folder: Path, prep: Pipeline) -> ScanRow | Outcome:
         # one scan that finds a fault of Hilum does not stop ten thousand others
         inner = RunError("INTERNAL", "a scan is prepared", got=f"{type(fault).__name__}: {fault}")
         return Outcome(job.key, "refused", inner.as_dict())
-
-
-@contextmanager
-def one_writer(folder: Path, wait_s: float) -> Iterator[None]:
-    """The folder's lock, held; others are told by whom.
-
-    Raises:
-        OutputError: `OUTPUT_LOCKED`.
-    """
-    import filelock
-
-    lock, writer = filelock.FileLock(folder / LOCK_FILE), folder / WRITER_FILE
-    try:
-        lock.acquire(timeout=max(0.0, wait_s), poll_interval=0.05)
-    except filelock.Timeout as error:
-        try:
-            other = writer.read_text(encoding="utf-8")
-        except OSError:
-            other = "another process"
-        raise OutputError(
-            "OUTPUT_LOCKED",
-            "one run writes to an output at a time",
-            expected=f"a free lock within {wait_s:g} s",
-            got=f"held by {other}",
-            path=folder,
-        ) from error
-    except OSError as error:
-        got = error.strerror
-        raise OutputError("OUTPUT_UNWRITABLE", "a store can be locked", got=got, path=folder) from error
-    try:
-        with atomic_write(writer) as file:
-            file.write(f"{os.getpid()}@{socket.gethostname()}".encode())
-        yield
-    finally:
-        writer.unlink(missing_ok=True)
-        lock.release()
 
 
 def _by_key(jobs: Iterable[StoreJob]) -> dict[str, StoreJob]:

@@ -44,7 +44,7 @@ def output_lock(folder: str | Path, wait_s: float = 0.0) -> Iterator[None]:
             "OUTPUT_LOCKED",
             "one run writes to an output at a time",
             expected="no other writer",
-            got=f"process {owner_of(where)}",
+            got=f"held by {owner_of(where)}",
             path=where,
             hint="Wait for it (--wait SECONDS), or choose another output.",
         ) from error
@@ -62,8 +62,8 @@ def output_lock(folder: str | Path, wait_s: float = 0.0) -> Iterator[None]:
 
 
 def owner_of(folder: str | Path) -> str:
-    """The name of the last writer of `folder`, ``pid@host``, or that it is not known."""
+    """The name of the last writer of `folder`, ``pid@host``; "another process" when it is not known."""
     try:
         return (Path(folder) / OWNER).read_text(encoding="utf-8")[:200]
     except OSError:
-        return "of unknown name"
+        return "another process"
