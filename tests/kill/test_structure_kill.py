@@ -48,9 +48,19 @@ def kept(folder: Path) -> int:
     return len(list((folder / "cache").glob("??/*.json")))
 
 
+def hears_interrupts() -> None:
+    """Jobs that a shell puts into the background inherit an ignored SIGINT, and so would the run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def stopped(server: Stub, folder: Path, answered: int, how: signal.Signals) -> subprocess.Popen[bytes]:
     """A run that got `answered` answers and was then sent a signal, with questions on their way."""
-    process = subprocess.Popen(command(server, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(server, folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=hears_interrupts,
+    )
     limit = time.monotonic() + 120
     while (kept(folder) < answered or len(server.seen) < answered + 3) and time.monotonic() < limit:
         time.sleep(0.005)
