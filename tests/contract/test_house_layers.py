@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src" / "hilum"
 
 ORDER = (
-    ("errors", "types", "tensors", "geometry", "volume", "catalogue"),
+    ("errors", "heap", "types", "tensors", "geometry", "volume", "catalogue"),
     ("io",),
     ("text",),
     ("phantom",),
@@ -26,7 +26,7 @@ ORDER = (
     ("cli",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
-WITHOUT_TORCH = ("io", "text", "errors", "types", "geometry", "volume", "catalogue")
+WITHOUT_TORCH = ("io", "text", "errors", "heap", "types", "geometry", "volume", "catalogue")
 
 # `Reading.save` is a convenience; it finds its writer, one room further down, when it is called.
 ALLOWED = {("read/reading.py", "hilum.show.save")}

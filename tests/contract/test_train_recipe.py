@@ -19,8 +19,9 @@ RECIPES = sorted(
     for path in (Path(__file__).parents[2] / "recipes").glob("*.toml")
     if "method" in tomllib.loads(path.read_text(encoding="utf-8"))
 )
-TINY = ("data.train=2", "data.siblings=2", "data.validation=1", "data.work_mm=6.0", "data.workers=1",
-        "data.spacing_mm=[6.0, 6.0, 6.0]", "optim.steps=2", "optim.organ_steps=1", "threads=1")  # fmt: skip
+TINY = ("data.train=2", "data.siblings=2", "data.organ_patients=1", "data.validation=1", "data.work_mm=6.0",
+        "data.workers=1", "data.spacing_mm=[6.0, 6.0, 6.0]", "optim.steps=2", "optim.organ_steps=1",
+        "threads=1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def test_a_recipe_becomes_a_model_that_reads(recipe, cache, tmp_path):
     done = CliRunner().invoke(train, [str(recipe), *TINY, "--out", str(out), "--cache", str(cache)])
     assert done.exit_code == 0, done.output
     card = json.loads((out / "card.json").read_text())
-    assert "2 scans of 1 synthetic chest phantoms" in card["trained_on"] and card["training_minutes"] >= 0
+    assert "3 scans of 2 synthetic chest phantoms (seeds 1000000 to 1000001)" in card["trained_on"]
+    assert card["training_minutes"] >= 0
     model = ScanModel.load(str(out))
     spec = PhantomSetSpec(2, 1_000_000, model.preset.prep, 6.0, (6.0, 6.0, 6.0), prevalence=0.3, siblings=2)
     (paths,) = build(spec, cache, workers=1)

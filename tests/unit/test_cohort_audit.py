@@ -288,7 +288,9 @@ def test_training_and_exam_across_a_leak_are_refused(tmp_path):
     refuse_leak(recipe(siblings=3, seed=10, validation_seed=12, validation=4))
     with pytest.raises(LeakError, match="phantom:11"):
         refuse_leak(recipe(siblings=3, seed=10, validation_seed=11, validation=4))
-    apart = recipe(siblings=3, seed=10, validation_seed=12, validation=4)
+    with pytest.raises(LeakError, match="phantom:12"):
+        refuse_leak(recipe(siblings=3, organ_patients=1, seed=10, validation_seed=12, validation=4))
+    apart = recipe(siblings=3, organ_patients=1, seed=9, validation_seed=12, validation=4)
     card = fresh_card(apart, Preset.from_dict(preset_data("phantom-small")), "0" * 64)
     require_unseen(card, 16, 100)
     require_unseen({"name": "imported"}, 0, 100)

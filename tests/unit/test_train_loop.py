@@ -1,6 +1,7 @@
 """The loop: it learns, it is deterministic, it resumes bit for bit, it stops on a bad loss."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hilum.model.preset import Preset
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.augment import Fat, augment, augment_finer, draw_fat
-from hilum.train.loop import learning_rate, pick, pick_box, pick_scans, train
+from hilum.train.loop import learning_rate, patients_of, pick, pick_box, pick_scans, train
 from hilum.train.methods.exact_small import organ_rows
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
 
@@ -160,6 +161,14 @@ def test_siblings_are_ranked_against_each_other(tmp_path, files):
     ranked, seen = run(tmp_path, files, 2, "ranked", optim=optim, objective={"rank_weight": 1.0})
     assert all(np.isfinite(list(losses.values())).all() for losses in seen)
     assert any(not torch.equal(plain[k], ranked[k]) for k in plain)
+
+
+def test_a_patient_without_siblings_teaches_organs_alone():
+    family, alone = [Path("0-0"), Path("0-1")], [Path("1-0")]
+    both = [family, alone]
+    assert patients_of(both, "organs") == patients_of(both, "outlines") == both
+    assert patients_of(both, "findings") == patients_of(both, "both") == [family]
+    assert patients_of([alone], "findings") == [alone]
 
 
 def test_a_step_sees_as_many_scans_as_asked(files):

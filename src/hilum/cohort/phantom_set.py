@@ -21,6 +21,7 @@ from safetensors.torch import save
 from hilum.cohort.prep import Prep, PrepTrace
 from hilum.cohort.resample import resample
 from hilum.geometry import Geometry
+from hilum.heap import keep_freed_memory
 from hilum.io.atomic import atomic_write
 from hilum.phantom.anatomy import build_scene
 from hilum.phantom.draw import draw_plan
@@ -125,6 +126,7 @@ def _make_patient(job: tuple[int, PhantomSetSpec, list[Path]]) -> list[Path]:
     """All scans of one patient, on the grid of the first."""
     seed, spec, paths = job
     torch.set_num_threads(1)
+    keep_freed_memory()
     anatomy: Scene | None = None
     first: PrepTrace | None = None
     for sibling, path in enumerate(paths):

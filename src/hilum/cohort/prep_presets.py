@@ -66,7 +66,7 @@ class Pipeline:
     fit_vox: tuple[int, int, int] = (1, 1, 1)
     pad: Literal["low", "min"] = "low"
     dtype: Literal["int16", "float16"] = "int16"
-    codec: Codec = "zstd"
+    codec: Codec = "lz4"
 
     def apply(self, volume: CTVolume) -> tuple[ScanBatch, PipelineTrace]:
         """HU -> tensor [1, 1, U, V, W] on `axes` and the trace that undoes the grid.

@@ -59,7 +59,7 @@ def chunk_grid(shape: Three) -> Three:
     return x, y, z
 
 
-def encode(values: np.ndarray, codec: Codec = "zstd") -> tuple[bytes, ChunkTable]:
+def encode(values: np.ndarray, codec: Codec = "lz4") -> tuple[bytes, ChunkTable]:
     """An int16 or float16 array [U, V, W] as a Blosc2 frame, and where its chunks lie; a pure function.
 
     Raises:

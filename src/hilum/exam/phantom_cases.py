@@ -14,6 +14,7 @@ from hilum.cohort.phantom_set import channel_mask, phantom_volume
 from hilum.cohort.resample import resample
 from hilum.exam.metrics import dice, dice_curve
 from hilum.geometry import Geometry
+from hilum.heap import keep_freed_memory
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import Phantom, make_phantom
 from hilum.read.scan_model import ModelOutput, ScanModel
@@ -109,6 +110,7 @@ def score_seed(job: tuple[int, tuple[str, ...], Protocol]) -> list[CaseScore]:
     """Make one phantom and score every model on it (a job for a process)."""
     seed, models, protocol = job
     torch.set_num_threads(1)
+    keep_freed_memory()
     phantom = make_phantom(draw_plan(seed, spacing_mm=protocol.spacing_mm), work_mm=protocol.work_mm)
     return [score_case(phantom, ScanModel.load(name)) for name in models]
 

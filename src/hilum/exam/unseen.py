@@ -17,7 +17,7 @@ def seen_phantoms(card: Mapping[str, Any]) -> list[str]:
     data = (card.get("recipe") or {}).get("data")
     if not data:
         return []
-    patients = data["train"] // data.get("siblings", 1)
+    patients = data["train"] // data.get("siblings", 1) + data.get("organ_patients", 0)
     return [
         *phantom_patients(data["seed"], patients),
         *phantom_patients(data["validation_seed"], data["validation"]),

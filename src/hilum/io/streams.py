@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from zlib_ng import zlib_ng
 
 from hilum.errors import ContainerError
 from hilum.io.archive import BinaryStream, Member
@@ -21,6 +22,7 @@ from hilum.io.limits import Limits
 
 GZIP_MAGIC = b"\x1f\x8b"
 BLOCK_BYTES = 256 * 1024
+INFLATE_ERROR: type[Exception] = zlib_ng.error  # type: ignore[assignment]  # its stub names an instance
 
 
 @dataclass(frozen=True)
@@ -115,17 +117,17 @@ class ByteStream:
     ) -> None:
         self._file, self._shown = file, shown
         self._digest = hashlib.sha256(before + head)
-        self._ready = bytearray()
+        self._ready = memoryview(b"")
         self._inflater = None
         self._ended = False
         self.count = 0
         first = head or self._stored(BLOCK_BYTES)
         self.gzipped = first.startswith(GZIP_MAGIC) if gzipped is None else gzipped
         if self.gzipped:
-            self._inflater = zlib.decompressobj(wbits=31)
+            self._inflater = zlib_ng.decompressobj(wbits=31)
             self._packed = first
         else:
-            self._ready += first
+            self._ready = memoryview(first)
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes; fewer only at the end.
@@ -133,13 +135,17 @@ class ByteStream:
         Raises:
             ContainerError: `GZ_CRC` when the gzip stream is damaged.
         """
-        while len(self._ready) < count and not self._ended:
-            self._more(count - len(self._ready))
-        with memoryview(self._ready) as ready:
-            block = bytes(ready[:count])
-        del self._ready[:count]
-        self.count += len(block)
-        return block
+        parts: list[memoryview] = []
+        missing = count
+        while missing:
+            if not self._ready and not self._more(missing):
+                break
+            parts.append(self._ready[:missing])
+            self._ready = self._ready[missing:]
+            missing -= len(parts[-1])
+        self.count += count - missing
+        # joined once: a slab of a scan is many megabytes
+        return b"".join(parts)
 
     def skip(self, count: int) -> int:
         """Reads `count` bytes away, in blocks; returns how many there were."""
@@ -207,26 +213,34 @@ class ByteStream:
         self._digest.update(block)
         return block
 
-    def _more(self, wanted: int) -> None:
-        if self._inflater is None:
-            block = self._stored(max(wanted, BLOCK_BYTES))
-            self._ready += block
-            self._ended = not block
-            return
-        if not self._packed:
-            self._packed = self._stored(BLOCK_BYTES)
+    def _more(self, wanted: int) -> bool:
+        """Puts at least one byte into the empty `_ready`; False at the end."""
+        while not self._ready and not self._ended:
+            self._ready = memoryview(self._inflated(wanted) if self._inflater else self._plain(wanted))
+        return not self._ended
+
+    def _plain(self, wanted: int) -> bytes:
+        block = self._stored(max(wanted, BLOCK_BYTES))
+        self._ended = not block
+        return block
+
+    def _inflated(self, wanted: int) -> bytes:
+        """The next bytes, perhaps none yet."""
+        assert self._inflater is not None
+        self._packed = self._packed or self._stored(BLOCK_BYTES)
         if not self._packed:
             self._ended = True
-            return
+            return b""
         if self._inflater.eof:
             self._next_member()
-            return
+            return b""
         try:
             # Bounded: one call never inflates to more than was asked for, whatever the ratio.
-            self._ready += self._inflater.decompress(self._packed, max(wanted, BLOCK_BYTES))
-        except zlib.error as error:
+            block = self._inflater.decompress(self._packed, max(wanted, BLOCK_BYTES))
+        except INFLATE_ERROR as error:
             raise self._damaged(str(error)) from error
         self._packed = self._inflater.unconsumed_tail or self._inflater.unused_data
+        return block
 
     def _next_member(self) -> None:
         """A gzip may be several, one after the other (bgzip); zeros after the last are padding (RFC 1952,
@@ -237,7 +251,7 @@ class ByteStream:
             return
         if not rest.startswith(GZIP_MAGIC[: len(rest)]):
             raise self._damaged("bytes after the end of the gzip stream")
-        self._packed, self._inflater = rest, zlib.decompressobj(wbits=31)
+        self._packed, self._inflater = rest, zlib_ng.decompressobj(wbits=31)
 
     def _damaged(self, detail: str) -> ContainerError:
         return ContainerError(

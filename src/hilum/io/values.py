@@ -64,24 +64,20 @@ def scanned_mask(hu: VolumeHU) -> MaskVolume | None:
 
     Same axes and memory order as `hu`.
     """
-    padding = padding_hu(hu)
-    low, high = _raw_range(hu)
-    finite = math.isfinite(low) and math.isfinite(high)
-    if padding is None and finite:
-        return None
-    mask = np.isfinite(hu)
-    if padding is not None:
-        mask &= hu > padding + 1.0
-    return mask
+    padding, finite = padding_hu(hu), _all_finite(hu)
+    if padding is None:
+        return None if finite else np.isfinite(hu)
+    mask = hu > padding + 1.0
+    return mask if finite else mask & np.isfinite(hu)
 
 
 def fill_nonfinite(hu: VolumeHU, value_hu: float = MODEL_RANGE_HU[0]) -> int:
     """Replaces NaN and infinities in place; returns how many there were."""
+    if _all_finite(hu):
+        return 0
     bad = ~np.isfinite(hu)
-    count = int(bad.sum())
-    if count:
-        hu[bad] = value_hu
-    return count
+    hu[bad] = value_hu
+    return int(bad.sum())
 
 
 def air_peak_hu(values: np.ndarray) -> float | None:
@@ -119,6 +115,11 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _raw_range(hu: VolumeHU) -> tuple[float, float]:
     return float(hu.min()), float(hu.max())
+
+
+def _all_finite(hu: VolumeHU) -> bool:
+    # NaN and infinities show in one of the two, and no mask of the volume's size is made
+    return all(map(math.isfinite, _raw_range(hu)))
 
 
 def _range(hu: VolumeHU) -> tuple[float, float]:
@@ -222,8 +223,9 @@ def _beyond_range(hu: VolumeHU, low: float, high: float) -> list[Finding]:
     floor, ceiling = MODEL_RANGE_HU
     if low >= floor and high <= ceiling:
         return []
-    below = int(np.count_nonzero(hu < floor)) if low < floor else 0
-    above = int(np.count_nonzero(hu > ceiling)) if high > ceiling else 0
+    # part by part: a mask of the whole volume would leave the cache
+    below = sum(np.count_nonzero(part < floor) for part in hu) if low < floor else 0
+    above = sum(np.count_nonzero(part > ceiling) for part in hu) if high > ceiling else 0
     got = f"{low:.0f} to {high:.0f} HU; {below} voxels below, {above} above"
     expected = f"{floor:.0f} to {ceiling:.0f} HU"
     return [

@@ -8,7 +8,7 @@ import numpy as np
 
 from hilum.types import VolumeHU
 
-SLAB_SLICES, SLAB_BYTES = 64, 64 * 1024 * 1024
+SLAB_SLICES, SLAB_BYTES = 16, 64 * 1024 * 1024
 
 
 @runtime_checkable

@@ -81,6 +81,15 @@ def pick(step: int, count: int, seed: int) -> int:
     return int(order[position])
 
 
+def patients_of(patients: list[Patient], learns: str) -> list[Patient]:
+    """Whom a step may see: a patient with fewer scans than others has no siblings to be ranked against, and
+    teaches organs alone."""
+    if learns in ("organs", "outlines"):
+        return patients
+    most = max(map(len, patients))
+    return [patient for patient in patients if len(patient) == most]
+
+
 def pick_scans(patient: Patient, count: int, step: int, seed: int) -> Patient:
     """`count` of a patient's scans, or all."""
     generator = torch.Generator().manual_seed(seed * 100_019 + step)
@@ -138,7 +147,8 @@ def _device(recipe: Recipe) -> torch.device:
 
 def prevalence_of(patients: list[Patient]) -> tuple[float, ...]:
     """Share of positives per finding in the training set, kept away from 0 and 1."""
-    labels = torch.stack([load(path).labels for patient in patients for path in patient])
+    families = patients_of(patients, "findings")
+    labels = torch.stack([load(path).labels for patient in families for path in patient])
     return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
 
 
@@ -183,7 +193,8 @@ def train(
     prevalence = prevalence_of(patients)
     for step in range(start, recipe.optim.steps):
         began = time.monotonic()
-        patient = patients[pick(step, len(patients), recipe.seed)]
+        seen = patients_of(patients, phase_of(step, recipe.optim).learns)
+        patient = seen[pick(step, len(seen), recipe.seed)]
         samples = [load(path) for path in scans_of(patient, step, recipe)]
         batches = {s.key: make_batch(s, step, recipe, preset, prevalence) for s in samples}
         losses = _step(model, optim, batches, preset, recipe, step)

@@ -24,6 +24,9 @@ class DataRecipe(Strict):
 
     train: int = Field(300, ge=1, description="phantoms to train on (scans)")
     siblings: int = Field(1, ge=1, description="scans per training patient: one anatomy, other findings")
+    organ_patients: int = Field(
+        0, ge=0, description="more training patients, one scan each, for steps that learn no findings"
+    )
     validation: int = Field(40, ge=1, description="phantoms to choose thresholds on")
     seed: int = Field(1_000_000, description="seed of the first training phantom")
     validation_seed: int = Field(5_000_000, description="seed of the first validation phantom")
@@ -36,6 +39,16 @@ class DataRecipe(Strict):
         None, gt=0, lt=1, description="chance of each finding in training phantoms; None draws as usual"
     )
     workers: int = Field(2, ge=1, description="processes that make phantoms")
+
+    @property
+    def families(self) -> int:
+        """Training patients that have siblings."""
+        return self.train // self.siblings
+
+    @property
+    def patients(self) -> int:
+        """All training patients; their seeds count from `seed`."""
+        return self.families + self.organ_patients
 
 
 class AugmentRecipe(Strict):

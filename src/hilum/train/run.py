@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from hilum import __version__
 from hilum.cohort.audit import phantom_patients, require_apart
 from hilum.cohort.phantom_set import PhantomSetSpec, build
+from hilum.heap import keep_freed_memory
 from hilum.io.atomic import atomic_write
 from hilum.io.weights import preset_data, save_weights
 from hilum.model.preset import Preset
@@ -21,10 +24,10 @@ from hilum.train.recipe import Recipe
 Track = Callable[[Iterable[list[Path]], int, str], Iterable[list[Path]]]
 
 
-def training_spec(recipe: Recipe, preset: Preset) -> PhantomSetSpec:
-    """The training phantoms of a recipe; lesion masks are not stored."""
+def training_specs(recipe: Recipe, preset: Preset) -> list[PhantomSetSpec]:
+    """The training phantoms of a recipe, patients with siblings first; lesion masks are not stored."""
     data = recipe.data
-    return PhantomSetSpec(
+    families = PhantomSetSpec(
         data.train,
         data.seed,
         preset.prep,
@@ -35,6 +38,10 @@ def training_spec(recipe: Recipe, preset: Preset) -> PhantomSetSpec:
         siblings=data.siblings,
         finer=recipe.optim.outline_steps > 0,
     )
+    if not data.organ_patients:
+        return [families]
+    alone = replace(families, count=data.organ_patients, seed=data.seed + data.families, siblings=1)
+    return [families, alone]
 
 
 def run_recipe(
@@ -51,9 +58,11 @@ def run_recipe(
     """
     preset = Preset.from_dict(preset_data(recipe.preset))
     refuse_leak(recipe)
-    spec = training_spec(recipe, preset)
-    made = build(spec, cache, workers=recipe.data.workers)
-    patients = list(track(made, spec.count // spec.siblings, "phantom patients"))
+    keep_freed_memory()
+    made = chain.from_iterable(
+        build(spec, cache, workers=recipe.data.workers) for spec in training_specs(recipe, preset)
+    )
+    patients = list(track(made, recipe.data.patients, "phantom patients"))
     out.mkdir(parents=True, exist_ok=True)
     network = train(recipe, preset, patients, out, report=report)
     # half precision halves the file; the weights are averages, their last bits carry nothing
@@ -70,7 +79,7 @@ def refuse_leak(recipe: Recipe) -> None:
         LeakError: `PATIENT_LEAK`, the ranges of seeds meet.
     """
     data = recipe.data
-    training = phantom_patients(data.seed, data.train // data.siblings)
+    training = phantom_patients(data.seed, data.patients)
     validation = phantom_patients(data.validation_seed, data.validation)
     require_apart(training, validation, ("training", "validation"))
 
@@ -85,15 +94,15 @@ def training_minutes(out: Path) -> float:
 def fresh_card(recipe: Recipe, preset: Preset, digest: str) -> dict[str, Any]:
     """What a model says about itself before any validation."""
     data = recipe.data
-    patients = data.train // data.siblings
     return {
         "name": recipe.name,
         "preset": preset.name,
         "sha256": digest,
         "synthetic": True,
         "trained_on": (
-            f"{data.train} scans of {patients} synthetic chest phantoms (seeds {data.seed} to "
-            f"{data.seed + patients - 1}), scan labels and organ masks only; no real patient"
+            f"{data.train + data.organ_patients} scans of {data.patients} synthetic chest phantoms "
+            f"(seeds {data.seed} to {data.seed + data.patients - 1}), scan labels and organ masks only; "
+            "no real patient"
         ),
         "validated_on": (
             f"{data.validation} synthetic phantoms (seeds {data.validation_seed} to "
