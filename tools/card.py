@@ -29,7 +29,7 @@ extrapolation.
 |---|---|
 | network | preset `{preset}`: {about} |
 | trained on | {trained_on} |
-| training | {training_minutes} minutes, {threads} CPU thread |
+| training | {training_minutes} minutes, CPU threads: {threads} |
 | thresholds, calibration | {validated_on}; chosen there, nowhere else |
 | weights | `model.safetensors`, float16, sha256 `{sha256}` |
 | licence | {licence} |
