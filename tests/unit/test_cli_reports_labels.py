@@ -10,31 +10,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from _called import Called
 
 from hilum.cli import run
 from hilum.cli.reports_labels import labels
-from hilum.errors import HilumError
 from hilum.text.label_file import read_label_file
 from hilum.text.vocabulary import FINDINGS, SLUGS
 
 REPORT = "Small pleural effusion on the right.\nImpression: no nodule, emphysema in both upper lobes."
 
 
-def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(labels, [str(a) for a in arguments], input=stdin, standalone_mode=False)
-
-
-def told(*arguments: str | Path, stdin: bytes | None = None) -> dict:
-    result = call(*arguments, "--json", stdin=stdin)
-    assert result.exception is None, result.exception
-    return json.loads(result.stdout)
-
-
-def refusal(*arguments: str | Path, stdin: bytes | None = None) -> HilumError:
-    error = call(*arguments, stdin=stdin).exception
-    assert isinstance(error, HilumError), error
-    return error
+call = Called(labels)
 
 
 def by_slug(report: dict) -> dict[str, dict]:
@@ -51,7 +37,7 @@ def table(path: Path, *rows: list[str], header: str = "VolumeName,Findings_EN,Im
 def test_a_text_gives_18_labels_with_spans(tmp_path: Path) -> None:
     path = tmp_path / "report.txt"
     path.write_text(REPORT, encoding="utf-8")
-    seen = told(path)
+    seen = call.told(path)
     assert seen["source"] == "report.txt" and seen["counts"]["reports"] == 1
     found = by_slug(seen["reports"][0])
     assert tuple(found) == SLUGS
@@ -73,24 +59,26 @@ def test_columns_are_one_report_per_row_and_clinical_information_says_nothing(tm
         ["a.nii.gz", "Emphysema, pleural effusion?", "No nodule.", "Consolidation."],
         header="VolumeName,ClinicalInformation_EN,Findings_EN,Impressions_EN",
     )
-    seen = told(path)
+    seen = call.told(path)
     assert [r["id"] for r in seen["reports"]] == ["a.nii.gz"]
     found = by_slug(seen["reports"][0])
     assert found["emphysema"]["label"] == "unknown" and found["lung_nodule"]["column"] == "Findings_EN"
     assert found["consolidation"]["label"] == "present" and found["consolidation"]["section"] == "impression"
-    named = told(path, "--text-column", "ClinicalInformation_EN")["reports"][0]
+    named = call.told(path, "--text-column", "ClinicalInformation_EN")["reports"][0]
     assert {label["label"] for label in named["labels"]} == {"unknown"}
 
 
 def test_named_columns_and_names_of_rows(tmp_path: Path) -> None:
     path = table(tmp_path / "r.csv", ["7", "No nodule.", "Emphysema."], header="case,one,two")
-    assert refusal(path).code == "COLUMN_MISSING"
-    both = told(path, "--text-column", "one", "--text-column", "two", "--id-column", "case")["reports"][0]
+    assert call.refusal(path).code == "COLUMN_MISSING"
+    both = call.told(path, "--text-column", "one", "--text-column", "two", "--id-column", "case")["reports"][
+        0
+    ]
     assert both["id"] == "7" and by_slug(both)["emphysema"]["column"] == "two"
-    assert by_slug(told(path, "--text-column", "one")["reports"][0])["emphysema"]["label"] == "unknown"
-    error = refusal(path, "--text-column", "tow")
+    assert by_slug(call.told(path, "--text-column", "one")["reports"][0])["emphysema"]["label"] == "unknown"
+    error = call.refusal(path, "--text-column", "tow")
     assert error.code == "COLUMN_MISSING" and "two" in str(error.hint)
-    assert refusal(path, "--text-column", "two", "--id-column", "cases").code == "COLUMN_MISSING"
+    assert call.refusal(path, "--text-column", "two", "--id-column", "cases").code == "COLUMN_MISSING"
 
 
 def test_faults_are_counted_and_bad_rows_refused(tmp_path: Path) -> None:
@@ -126,7 +114,7 @@ def test_a_good_table_is_exit_0_and_a_cut_one_is_counted(tmp_path: Path) -> None
     path = table(tmp_path / "r.csv", ["a", "No nodule.", "Normal."])
     assert call(path).return_value == 0
     path.write_bytes(b'VolumeName,Findings_EN\na,"No nodule."\nb,"Emphysema in both')
-    seen = told(path)
+    seen = call.told(path)
     assert [r["faults"] for r in seen["reports"]] == [[], ["truncated"]]
 
 
@@ -150,8 +138,8 @@ def test_the_wide_table_is_read_by_the_label_file_reader(tmp_path: Path) -> None
 
 
 def test_standard_input_is_a_text_or_with_a_column_a_table() -> None:
-    assert by_slug(told("-", stdin=b"Emphysema.")["reports"][0])["emphysema"]["label"] == "present"
-    seen = told("-", "--text-column", "t", stdin=b"t,u\nEmphysema.,x\nNo emphysema.,y\n")
+    assert by_slug(call.told("-", stdin=b"Emphysema.")["reports"][0])["emphysema"]["label"] == "present"
+    seen = call.told("-", "--text-column", "t", stdin=b"t,u\nEmphysema.,x\nNo emphysema.,y\n")
     assert [by_slug(r)["emphysema"]["label"] for r in seen["reports"]] == ["present", "absent"]
 
 
@@ -165,14 +153,14 @@ def test_what_is_shown_is_plain(tmp_path: Path) -> None:
 
 
 def test_refusals_have_codes(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "gone.csv").code == "NOT_FOUND"
+    assert call.refusal(tmp_path / "gone.csv").code == "NOT_FOUND"
     path = tmp_path / "r.txt"
     path.write_bytes(b"Emphysema \xff")
-    assert refusal(path).code == "TEXT_ENCODING"
-    assert refusal(path, "--text-column", "x").code == "ANSWER_INVALID"
-    assert refusal(path, "--csv", "--json").code == "ANSWER_INVALID"
+    assert call.refusal(path).code == "TEXT_ENCODING"
+    assert call.refusal(path, "--text-column", "x").code == "ANSWER_INVALID"
+    assert call.refusal(path, "--csv", "--json").code == "ANSWER_INVALID"
     (tmp_path / "e.csv").write_bytes(b"")
-    assert refusal(tmp_path / "e.csv").code == "COLUMN_MISSING"
+    assert call.refusal(tmp_path / "e.csv").code == "COLUMN_MISSING"
 
 
 def test_the_group_finds_its_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from click.testing import CliRunner, Result
+from _called import Called
 
 from hilum.cli.reports_sections import sections
 from hilum.errors import HilumError
@@ -13,8 +13,7 @@ from hilum.errors import HilumError
 REPORT = "CT Thorax.\nIndication: cough [b].\n\nFindings:\n No nodule.\nImpression: normal.\nComparison:\n"
 
 
-def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(sections, [str(a) for a in arguments], input=stdin, standalone_mode=False)
+call = Called(sections)
 
 
 def test_a_text_is_cut_at_its_headings() -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from _called import Called
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hostile"))
 
@@ -20,26 +20,13 @@ from hilum.errors import ContainerError, HilumError, ReportError, UsageError
 REPORT = "Nodule in the lingula (series 4, image 3).\nOn the prior CT it was smaller (series 2, image 9).\n"
 
 
-def call(*arguments: str | Path, stdin: bytes | None = None) -> Result:
-    return CliRunner().invoke(snippets, [str(a) for a in arguments], input=stdin, standalone_mode=False)
-
-
-def told(*arguments: str | Path, stdin: bytes | None = None) -> dict:
-    result = call(*arguments, "--json", stdin=stdin)
-    assert result.exception is None, result.exception
-    return json.loads(result.stdout)
-
-
-def refusal(*arguments: str | Path, stdin: bytes | None = None) -> HilumError:
-    error = call(*arguments, stdin=stdin).exception
-    assert isinstance(error, HilumError), error
-    return error
+call = Called(snippets)
 
 
 def test_a_text_file_gives_its_snippets_with_spans(tmp_path: Path) -> None:
     path = tmp_path / "report.txt"
     path.write_text(REPORT, encoding="utf-8")
-    seen = told(path)
+    seen = call.told(path)
     now, then = seen["snippets"]
     assert (now["series"], now["image"], now["prior"], now["text"]) == (4, 3, False, "Nodule in the lingula")
     assert (then["series"], then["images"], then["prior"]) == (2, [9], True)
@@ -48,7 +35,7 @@ def test_a_text_file_gives_its_snippets_with_spans(tmp_path: Path) -> None:
 
 
 def test_standard_input_is_a_report() -> None:
-    assert told("-", stdin="\ufeffErguss (Bild 90).".encode())["snippets"][0]["images"] == [90]
+    assert call.told("-", stdin="\ufeffErguss (Bild 90).".encode())["snippets"][0]["images"] == [90]
 
 
 def test_a_table_is_read_row_by_row_and_faults_are_counted(tmp_path: Path) -> None:
@@ -71,7 +58,7 @@ def test_a_table_is_read_row_by_row_and_faults_are_counted(tmp_path: Path) -> No
     assert [s["row"] for s in seen["snippets"]] == [1, 4, 6] and seen["snippets"][0][
         "column"
     ] == "Report_Text"
-    assert len(told(path, "--row", "1")["snippets"]) == 1
+    assert len(call.told(path, "--row", "1")["snippets"]) == 1
 
 
 def test_columns_are_found_or_named_or_refused_with_the_nearest(tmp_path: Path) -> None:
@@ -79,18 +66,18 @@ def test_columns_are_found_or_named_or_refused_with_the_nearest(tmp_path: Path) 
     path.write_text(
         "id;Findings_EN;Impressions_EN;note\n1;A (Se 4/3).;B (Se 4/5).;C (Se 4/7).\n", encoding="utf-8"
     )
-    assert [s["column"] for s in told(path)["snippets"]] == ["Findings_EN", "Impressions_EN"]
-    assert told(path, "--text-column", "note")["snippets"][0]["image"] == 7
-    error = refusal(path, "--text-column", "Finding_EN")
+    assert [s["column"] for s in call.told(path)["snippets"]] == ["Findings_EN", "Impressions_EN"]
+    assert call.told(path, "--text-column", "note")["snippets"][0]["image"] == 7
+    error = call.refusal(path, "--text-column", "Finding_EN")
     assert error.code == "COLUMN_MISSING" and "Findings_EN" in (error.hint or "")
     path.write_text("a,b\n1,2\n", encoding="utf-8")
-    assert refusal(path).code == "COLUMN_MISSING"
+    assert call.refusal(path).code == "COLUMN_MISSING"
 
 
 def test_long_cells_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("report\n" + "word " * 60_000 + "(Se 4/3)\n", encoding="utf-8")
-    assert len(told(path)["snippets"]) == 1
+    assert len(call.told(path)["snippets"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -103,7 +90,7 @@ def test_long_cells_are_whole(tmp_path: Path) -> None:
     ],
 )
 def test_refusals(arguments: list[str], stdin: bytes | None, kind: type[HilumError], code: str) -> None:
-    error = refusal(*arguments, stdin=stdin)
+    error = call.refusal(*arguments, stdin=stdin)
     assert isinstance(error, kind) and error.code == code
 
 
@@ -124,8 +111,10 @@ def test_one_study_goes_with_one_report(tmp_path: Path) -> None:
     path = tmp_path / "reports.csv"
     path.write_text("report\nA (Se 4/3)\nB (Se 4/5)\n", encoding="utf-8")
     fx.good(tmp_path / "dicom", series_number=4)
-    assert refusal(path, "--dicom", tmp_path / "dicom").code == "ANSWER_INVALID"
-    assert told(path, "--dicom", tmp_path / "dicom", "--row", "2")["snippets"][0]["places"][0]["image"] == 5
+    assert call.refusal(path, "--dicom", tmp_path / "dicom").code == "ANSWER_INVALID"
+    assert (
+        call.told(path, "--dicom", tmp_path / "dicom", "--row", "2")["snippets"][0]["places"][0]["image"] == 5
+    )
 
 
 def test_nothing_printed_can_be_markup_or_control_signs() -> None:
