@@ -160,6 +160,8 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + CODEC_FAILED refuse Slices can be encoded in the transfer syntax asked for.
 + PRESET_UNKNOWN refuse A preset is one that ships.
 + MODEL_UNKNOWN refuse A model is one that ships, or a folder that holds one.
++ MODEL_INPUT refuse A model is given the axes, channels and values that it reads.
++ PATCH_GRID refuse A picture is a whole number of patches along every axis.
 + MODEL_OUTPUT refuse A model gives what its contract says.
 + LABEL_NAMES refuse Label names are a table of number to name.
 + LABEL_VALUES refuse Labels are whole numbers; a finding is 1, 0 or not known.

@@ -1,13 +1,14 @@
 """Every tensor that one room hands to another. The torch half of `types.py`; importing it imports torch.
 
-B batch, C input windows, X Y Z voxels of the model grid (RAS+), O organ channels, D findings.
+B batch, C input windows, X Y Z voxels of the model grid (RAS+), O organ channels, D findings. Of a backbone:
+N patches, T tokens (CLS, registers, patches), W its width, H heads.
 """
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 ScanBatch: TypeAlias = Float[Tensor, "B 1 X Y Z"]
@@ -69,3 +70,45 @@ GridTensor: TypeAlias = Float[Tensor, "U V W"]
 
 ScanCrop: TypeAlias = Float[Tensor, "1 *voxels"]
 """A crop or slice of a prepared scan, scaled as its preset says."""
+
+PatchTokens: TypeAlias = Float[Tensor, "B N W"]
+"""One token per patch of a slice or volume, in the order of its axes (the last one fastest)."""
+
+AllTokens: TypeAlias = Float[Tensor, "B T W"]
+"""CLS, registers, then patches."""
+
+ClsToken: TypeAlias = Float[Tensor, "B W"]
+"""One token for the whole picture."""
+
+RegisterTokens: TypeAlias = Float[Tensor, "B R W"]
+"""Tokens that belong to no place."""
+
+PatchMap: TypeAlias = Float[Tensor, "B W *grid"]
+"""Patch tokens where they lie: `W` channels on the grid of patches."""
+
+PatchMask: TypeAlias = Bool[Tensor, "B N"]
+"""Which patches are hidden."""
+
+HeadTokens: TypeAlias = Float[Tensor, "B H T E"]
+"""Queries, keys or values of every head."""
+
+Coordinates: TypeAlias = Float[Tensor, "N A"]
+"""A place per patch, one number per axis (`model.rope`)."""
+
+RotaryTable: TypeAlias = Float[Tensor, "N F"]
+"""Cosines or sines of a patch's angles."""
+
+KeptRows: TypeAlias = Int64[Tensor, "L 2 K"]
+"""Which scans of a batch each residual branch of each block works on."""
+
+PatchWeight: TypeAlias = Float[Tensor, "W C *patch"]
+"""The kernel that makes a token of a patch."""
+
+ResizedWeight: TypeAlias = Float[Tensor, "W C *size"]
+"""The same for patches of another size."""
+
+SliceKernel: TypeAlias = Float[Tensor, "W C P Q"]
+"""A kernel for slices."""
+
+VolumeKernel: TypeAlias = Float[Tensor, "W C P Q R"]
+"""A kernel for volumes."""

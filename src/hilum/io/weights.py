@@ -66,14 +66,19 @@ def save_weights(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
     return hashlib.sha256(body).hexdigest()
 
 
+def preset_names() -> list[str]:
+    """Every preset that ships with the package, sorted."""
+    folder = files("hilum.model") / "presets"
+    return sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json"))
+
+
 def preset_data(name: str) -> dict:
     """The JSON of a preset that ships with the package.
 
     Raises:
         UsageError: `PRESET_UNKNOWN` with the names that exist.
     """
-    folder = files("hilum.model") / "presets"
-    known = sorted(p.name.removesuffix(".json") for p in folder.iterdir() if p.name.endswith(".json"))
-    if name not in known:
+    if name not in (known := preset_names()):
         raise UsageError("PRESET_UNKNOWN", "a preset ships with Hilum", expected=", ".join(known), got=name)
-    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    path = files("hilum.model") / "presets" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))

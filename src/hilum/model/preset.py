@@ -1,23 +1,27 @@
-"""A preset is data: which network, on which grid, pooled how."""
+"""A preset is data: which network, of which size; for one that reads scans also on which grid, pooled how."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any, overload
 
 import torch
 
 from hilum.cohort.prep import Prep
 from hilum.errors import WeightsError
 from hilum.model.cam import CamNet
+from hilum.model.vit import ViT
+from hilum.model.vit_config import ViTConfig
 from hilum.model.ynet import YNet, YNetConfig
 from hilum.text.vocabulary import SLUGS
 
 
 @dataclass(frozen=True)
 class Preset:
-    """One model, described.
+    """One model that reads scans, described.
 
     Args:
         network: ``ynet`` or ``cam``. net: its numbers. prep: its grid.
@@ -39,7 +43,8 @@ class Preset:
         """
         _same_keys(data, {f.name for f in fields(cls)}, "preset")
         _same_keys(data["pool_ml"], set(SLUGS), "preset.pool_ml")
-        net = {k: _tuples(v) for k, v in data["net"].items()}
+        _known_network(data["network"], cls)
+        net = _numbers(data["net"], YNetConfig)
         pool = tuple(float(data["pool_ml"][slug]) for slug in SLUGS)
         return cls(data["name"], data["network"], YNetConfig(**net), Prep(**data["prep"]), pool)
 
@@ -49,8 +54,66 @@ class Preset:
         return self.prep.spacing_mm**3 / 1000.0
 
 
+@dataclass(frozen=True)
+class BackbonePreset:
+    """One backbone, described: features for others to read.
+
+    Args:
+        network: ``vit``. net: its numbers.
+    """
+
+    name: str
+    network: str
+    net: ViTConfig
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BackbonePreset:
+        """Checked against the fields that exist.
+
+        Raises:
+            WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a number that makes
+                no network.
+        """
+        _same_keys(data, {f.name for f in fields(cls)}, "preset")
+        _known_network(data["network"], cls)
+        return cls(data["name"], data["network"], ViTConfig(**_numbers(data["net"], ViTConfig)))
+
+
+NETWORKS: Mapping[str, type[Preset] | type[BackbonePreset]] = MappingProxyType(
+    {"ynet": Preset, "cam": Preset, "vit": BackbonePreset}
+)
+"""Every network that a preset can name, and how it is described."""
+
+
+def preset_from(data: Mapping[str, Any]) -> Preset | BackbonePreset:
+    """A preset of whichever kind its network needs.
+
+    Raises:
+        WeightsError: `CONFIG_KEY`, `CONFIG_VALUE` as of the kinds.
+    """
+    if data.get("network") not in NETWORKS:
+        _known_network(data.get("network"), None)
+    return NETWORKS[data["network"]].from_dict(data)
+
+
+def _known_network(name: object, kind: type[Preset] | type[BackbonePreset] | None) -> None:
+    known = [n for n, k in NETWORKS.items() if kind in (None, k)]
+    if name not in known:
+        raise WeightsError("CONFIG_VALUE", "preset.network is known", expected=", ".join(known), got=name)
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _numbers(data: Mapping[str, Any], kind: type[YNetConfig] | type[ViTConfig]) -> dict[str, Any]:
+    """A network's numbers under names that its configuration has."""
+    known = sorted(f.name for f in fields(kind))
+    if wrong := sorted(set(data) - set(known)):
+        near = get_close_matches(wrong[0], known, n=1)
+        hint = f"Did you mean {near[0]}?" if near else None
+        raise WeightsError("CONFIG_KEY", "preset.net has known keys", expected=known, got=wrong, hint=hint)
+    return {key: _tuples(value) for key, value in data.items()}
 
 
 def _same_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -58,8 +121,14 @@ def _same_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
         raise WeightsError("CONFIG_KEY", f"{where} has exactly its keys", expected=sorted(known), got=wrong)
 
 
-def build_network(preset: Preset) -> YNet | CamNet:
+@overload
+def build_network(preset: Preset) -> YNet | CamNet: ...
+@overload
+def build_network(preset: BackbonePreset) -> ViT: ...
+def build_network(preset: Preset | BackbonePreset) -> YNet | CamNet | ViT:
     """The preset's network with fresh weights."""
+    if isinstance(preset, BackbonePreset):
+        return ViT(preset.net)
     return CamNet(preset.net) if preset.network == "cam" else YNet(preset.net)
 
 
