@@ -7,7 +7,7 @@ import torch
 
 from hilum.errors import WeightsError
 from hilum.io.weights import load_weights, preset_data, preset_names, save_weights
-from hilum.model.preset import NETWORKS, build_network, load_state, preset_from
+from hilum.model.preset import NETWORKS, build, load_state, preset_from
 
 PARAMETERS = {
     "flexict-base": 143_999_424,
@@ -22,7 +22,7 @@ SMALL = [name for name, count in PARAMETERS.items() if count < 5_000_000]
 
 def on_meta(name):
     with torch.device("meta"):
-        return build_network(preset_from(preset_data(name)))
+        return build(preset_from(preset_data(name)))
 
 
 def test_every_preset_has_a_stated_size():
@@ -62,11 +62,11 @@ def test_no_tensor_may_be_missing_strange_or_of_another_shape(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_its_weights_survive_a_file(name, tmp_path):
     torch.manual_seed(0)
-    model = build_network(preset_from(preset_data(name)))
+    model = build(preset_from(preset_data(name)))
     arrays = {key: tensor.detach().numpy() for key, tensor in model.state_dict().items()}
     digest = save_weights(tmp_path / "w.safetensors", arrays, {"preset": name})
     back, facts = load_weights(tmp_path / "w.safetensors", sha256=digest)
-    other = build_network(preset_from(preset_data(facts["preset"])))
+    other = build(preset_from(preset_data(facts["preset"])))
     load_state(other, {key: torch.from_numpy(array) for key, array in back.items()})
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     assert list(model.state_dict()) == list(other.state_dict())

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hilum.errors import InputRefused, UsageError, WeightsError
 from hilum.io.weights import preset_data
 from hilum.model.patch import inflate_kernel, patch_sizes, resize_kernel
-from hilum.model.preset import build_network, preset_from
+from hilum.model.preset import build, preset_from
 from hilum.model.rope import draw_rescale, periods
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
@@ -35,7 +35,7 @@ def drawn(*shape, seed=0, dtype=torch.float32):
 
 def test_the_base_model_has_the_published_size():
     with torch.device("meta"):
-        model = build_network(preset_from(preset_data("flexict-base")))
+        model = build(preset_from(preset_data("flexict-base")))
     assert count(model) == 143_999_424
     assert [count(block) for block in model.blocks] == [8_968_320] * 16
     assert (count(model.patch_2d), count(model.patch_3d)) == (56_160, 443_232)

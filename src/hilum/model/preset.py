@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -121,15 +121,19 @@ def _same_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
         raise WeightsError("CONFIG_KEY", f"{where} has exactly its keys", expected=sorted(known), got=wrong)
 
 
-@overload
-def build_network(preset: Preset) -> YNet | CamNet: ...
-@overload
-def build_network(preset: BackbonePreset) -> ViT: ...
-def build_network(preset: Preset | BackbonePreset) -> YNet | CamNet | ViT:
+def build_network(preset: Preset) -> YNet | CamNet:
     """The preset's network with fresh weights."""
-    if isinstance(preset, BackbonePreset):
-        return ViT(preset.net)
     return CamNet(preset.net) if preset.network == "cam" else YNet(preset.net)
+
+
+def build_backbone(preset: BackbonePreset) -> ViT:
+    """The preset's backbone with fresh weights."""
+    return ViT(preset.net)
+
+
+def build(preset: Preset | BackbonePreset) -> YNet | CamNet | ViT:
+    """Whichever the preset describes."""
+    return build_network(preset) if isinstance(preset, Preset) else build_backbone(preset)
 
 
 def load_state(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
