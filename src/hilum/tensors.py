@@ -2,13 +2,14 @@
 
 B batch, C input windows, X Y Z voxels of the model grid (RAS+), O organ channels, D findings. Of a backbone:
 N patches, T tokens (CLS, registers, patches), W its width, H heads.
+Of losses: V views, K prototypes or sentences, E numbers of an embedding.
 """
 
 from __future__ import annotations
 
 from typing import TypeAlias
 
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int, Int64, Shaped
 from torch import Tensor
 
 ScanBatch: TypeAlias = Float[Tensor, "B 1 X Y Z"]
@@ -58,6 +59,81 @@ ScanScores: TypeAlias = Float[Tensor, "B D"]
 
 OrganTruth: TypeAlias = Float[Tensor, "B O *voxels"]
 """How much of each voxel really is in each organ, 0..1. A mask is the case of nothing but 0 and 1."""
+
+Scalar: TypeAlias = Float[Tensor, ""]
+"""A loss, a scale: one number."""
+
+AnyRows: TypeAlias = Shaped[Tensor, "N *rest"]
+"""Rows of a batch of whatever dtype and shape."""
+
+RowWeights: TypeAlias = Float[Tensor, "N"]
+"""A number per row."""
+
+RowIds: TypeAlias = Int64[Tensor, "N"]
+"""A name per row; equal rows have equal ones."""
+
+PrototypeLogits: TypeAlias = Float[Tensor, "N K"]
+"""What a head says of N tokens about each of K prototypes."""
+
+PrototypeShares: TypeAlias = Float[Tensor, "N K"]
+"""Shares of prototypes per token, 0..1."""
+
+PrototypeValues: TypeAlias = Float[Tensor, "K"]
+"""A number per prototype."""
+
+ViewLogits: TypeAlias = Float[Tensor, "S B K"]
+"""The same of S views of each scan, the student's."""
+
+TeacherViews: TypeAlias = Float[Tensor, "T B K"]
+"""Logits or shares of T views of each scan, the teacher's."""
+
+TokenRows: TypeAlias = Float[Tensor, "N E"]
+"""N masked tokens of all views of a batch, one after the other."""
+
+FlatMasks: TypeAlias = Bool[Tensor, "V N"]
+"""Which patches are hidden in each view."""
+
+ViewMasks: TypeAlias = Bool[Tensor, "V *grid"]
+"""The same on the grid of patches."""
+
+GridMask: TypeAlias = Bool[Tensor, "*grid"]
+"""The same of one view."""
+
+PatchFeatures: TypeAlias = Float[Tensor, "B N W"]
+"""A feature per patch in the order of the grid's axes, the last one fastest."""
+
+TeacherFeatures: TypeAlias = Float[Tensor, "B M W"]
+"""The same on another grid."""
+
+Embeddings: TypeAlias = Float[Tensor, "N E"]
+"""One embedding per scan or text."""
+
+AllEmbeddings: TypeAlias = Float[Tensor, "A E"]
+"""Embeddings of all ranks, or of another kind: as many as there are."""
+
+TokenTargets: TypeAlias = Float[Tensor, "M K"]
+"""Shares of prototypes of M masked tokens."""
+
+TokenWeights: TypeAlias = Float[Tensor, "L"]
+"""A number per masked token."""
+
+AnchorFeatures: TypeAlias = Float[Tensor, "A M V"]
+"""Patch features of another model than the student."""
+
+PairEmbeddings: TypeAlias = Float[Tensor, "N K E"]
+"""K embeddings of sentences per scan."""
+
+PairLabels: TypeAlias = Int[Tensor, "N K"]
+"""1 the sentence is true, 0 its opposite is, -1 there is none."""
+
+HeadInputs: TypeAlias = Float[Tensor, "*rows W"]
+"""Tokens of a backbone."""
+
+HeadDirections: TypeAlias = Float[Tensor, "*rows E"]
+"""Vectors of length 1."""
+
+HeadLogits: TypeAlias = Float[Tensor, "*rows K"]
+"""A logit per prototype."""
 
 VoxelTensor: TypeAlias = Float[Tensor, "X Y Z"]
 """One scalar per voxel of a working grid."""

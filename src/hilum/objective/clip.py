@@ -1,0 +1,88 @@
+"""CLIP: of all reports, a scan is nearest to its own, and of all scans a report.
+
+Source: Radford et al., ICML 2021, §2.3 (softmax over both directions), which is what FlexiCT's third stage
+uses (spec §0, §2: not SigLIP); temperature as in its code: the logarithm of the scale starts at 2.659 and
+stays in [0, ln 100].
+
+What differs: the temperature and whatever made the embeddings get the gradient of the whole batch on every
+rank (`objective.gather`); a chunk of logits exists at a time; equal reports are never each other's negatives.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hilum.errors import RunError
+from hilum.objective.gather import gather_rows, mean_over_ranks
+from hilum.objective.parts import sum_in_chunks
+from hilum.objective.precision import full, without_autocast
+from hilum.tensors import AllEmbeddings, Embeddings, RowIds, Scalar
+
+START, HIGHEST = 2.659, math.log(100)
+
+
+class Temperature(nn.Module):
+    """Learned scale of similarities, exp of a parameter in [0, ln 100].
+
+    The parameter is put back into its range before it is used, not clipped on the way: a clip has no gradient
+    outside its range, and a step too far would be for ever. One element with an axis, as FSDP2 wants it.
+    """
+
+    def __init__(self, start: float = START, highest: float = HIGHEST) -> None:
+        super().__init__()
+        self.highest = highest
+        self.log_scale = nn.Parameter(torch.tensor([start]))
+
+    def forward(self) -> Scalar:
+        """The scale, 1 to 100."""
+        with torch.no_grad():
+            self.log_scale.clamp_(0.0, self.highest)
+        return full(self.log_scale).exp().squeeze(0)
+
+
+def clip_loss(
+    images: Embeddings,
+    texts: AllEmbeddings,
+    scale: Scalar,
+    *,
+    same: RowIds | None = None,
+    chunk: int | None = 1024,
+) -> Scalar:
+    """Mean of both directions' cross-entropy over the pairs of all ranks; 0 for a single pair.
+
+    Args:
+        images, texts: embeddings of length 1, row i of one belongs to row i of the other.
+        scale: `Temperature`.
+        same: equal for texts that say the same (a hash); such pairs are no negatives.
+        chunk: rows whose logits exist at a time; None for all.
+
+    Raises:
+        RunError: ``MODEL_OUTPUT``, not as many texts as images.
+    """
+    if len(images) != len(texts):
+        raise RunError(
+            "MODEL_OUTPUT", "every scan has one text", expected=f"{len(images)} texts", got=len(texts)
+        )
+    with without_autocast(images):
+        images, texts = full(images), full(texts)
+        (all_images, first), (all_texts, _) = gather_rows(images), gather_rows(texts)
+        own = first + torch.arange(len(images), device=images.device)
+        groups = None if same is None else gather_rows(same).rows
+
+        def direction(rows: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+            logits = scale * (rows @ columns.T)
+            if groups is not None:
+                twins = groups[index, None] == groups[None]
+                twins[torch.arange(len(index), device=index.device), index] = False
+                logits = logits.masked_fill(twins, -torch.inf)
+            return F.cross_entropy(logits, index, reduction="sum")
+
+        total = 0.5 * (
+            sum_in_chunks(lambda rows, index: direction(rows, index, all_texts), (images, own), chunk)
+            + sum_in_chunks(lambda rows, index: direction(rows, index, all_images), (texts, own), chunk)
+        )
+        return mean_over_ranks(total, len(images))

@@ -1,0 +1,66 @@
+"""iBOT: what the teacher sees in a patch, the student says of it from around it.
+
+Source: Zhou et al., ICLR 2022, §3.2; weights per mask and Sinkhorn targets as of DINOv2 (Oquab et al., TMLR
+2024). Masks: `objective.masks`. Targets are `objective.sinkhorn` over the masked tokens of all ranks, with
+the head of iBOT, not of DINO.
+
+A volume of 20³ patches has thousands of masked tokens, and each has 65,536 logits. With `project` the loss
+takes tokens before the last linear map and makes the logits of one chunk at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from hilum.errors import RunError
+from hilum.objective.dino import STUDENT_TEMPERATURE, soft_cross_entropy
+from hilum.objective.gather import mean_over_ranks
+from hilum.objective.parts import sum_in_chunks
+from hilum.objective.precision import full
+from hilum.tensors import FlatMasks, Scalar, TokenRows, TokenTargets, TokenWeights
+
+
+def token_weights(masks: FlatMasks) -> TokenWeights:
+    """Weight of each masked token in the order of ``tokens[masks]``: one over the masked tokens of its view,
+    so that a view counts as much with few masked patches as with many."""
+    count = masks.sum(1, keepdim=True).clamp_min(1)
+    return (1.0 / count).expand(masks.shape)[masks]
+
+
+def ibot_loss(
+    student: TokenRows,
+    targets: TokenTargets,
+    weights: TokenWeights,
+    views: int,
+    *,
+    temperature: float = STUDENT_TEMPERATURE,
+    project: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    chunk: int | None = None,
+) -> Scalar:
+    """Weighted cross-entropy of the masked tokens, over the views of all ranks.
+
+    Args:
+        student: logits of the masked tokens, or what `project` makes logits of (`DinoHead.prototypes`).
+        targets: shares of the same tokens. weights: `token_weights`.
+        views: this rank's views, masked or not: half of them unmasked halves the loss, as published.
+        chunk: tokens whose logits exist at a time; None for all.
+
+    Raises:
+        RunError: ``MODEL_OUTPUT``, not one target and one weight per token (torch would broadcast a single
+            one).
+    """
+    if not len(student) == len(targets) == len(weights):
+        raise RunError(
+            "MODEL_OUTPUT",
+            "every masked token has a target and a weight",
+            expected=f"{len(student)} of each",
+            got=f"{len(targets)} and {len(weights)}",
+        )
+
+    def weighted(tokens: torch.Tensor, shares: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        logits = tokens if project is None else project(tokens)
+        return (soft_cross_entropy(logits, shares, temperature) * full(weight)).sum()
+
+    return mean_over_ranks(sum_in_chunks(weighted, (student, targets, weights), chunk), views)
