@@ -145,7 +145,7 @@ def test_gram_equals_its_twin(chunk):
 
 
 def test_gram_features_are_resized_along_their_own_axes():
-    """A linear ramp along one axis stays one along that axis under trilinear resizing, away from the border."""
+    """A linear ramp along one axis stays one along that axis under trilinear resizing."""
     ramp = torch.arange(8.0)[:, None, None].expand(8, 4, 2)
     features = torch.stack([ramp.flatten(), 2 * ramp.flatten()], -1)[None]
     resized = resize_features(features, (8, 4, 2), (4, 2, 2)).reshape(4, 2, 2, 2)

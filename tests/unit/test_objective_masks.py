@@ -83,7 +83,7 @@ def test_masks_are_blocks_not_grains(grid, ratio):
 
 
 def test_every_region_of_a_volume_is_hidden_at_some_time():
-    often = sum(patch_mask((12, 12, 12), 0.3, seeded(s)).float() for s in range(150)) / 150
+    often = sum(patch_mask((12, 12, 12), 0.3, seeded(s)).float() for s in range(100)) / 100
     regions = often.reshape(4, 3, 4, 3, 4, 3).mean((1, 3, 5))
     assert often.mean() == pytest.approx(0.3, abs=0.001)
     assert regions.min() > 0.08
@@ -98,7 +98,7 @@ def test_a_small_share_is_a_few_whole_boxes():
 
 
 def test_boxes_have_the_volume_and_aspect_asked_for():
-    for log_a, log_b in itertools.product((-0.6, 0.0, 0.6), repeat=2):
+    for log_a, log_b in itertools.product((-0.3, 0.0, 0.3), repeat=2):
         sides = box_sides((100, 100, 100), 0.04, (log_a, log_b, -log_a - log_b))
         assert torch.tensor(sides).prod() / 1e6 == pytest.approx(0.04, rel=0.05)
     assert box_sides((40, 20, 20), 0.125, (0, 0, 0)) == [20, 10, 10], "a box has the shape of its scan"

@@ -3,10 +3,9 @@
 Source: blocks, Bao et al., BEiT, ICLR 2022, algorithm 1, as iBOT and DINOv2 use them; regions, FlexiCT §2
 ("Region Collaborative Cutout": 4 × 4 × 4 cells, a box in each, volume 0.02 to 0.05, aspect 0.5 to 2). That
 the volume is a share of the whole scan, and that cells are visited in random order until enough is hidden, is
-inferred: it is what gives the public code's densities.
+inferred.
 
-Those densities are not what was asked for (spec §2: .1 gives .124, .3 gives .356), for the last box goes in
-whole. Here the box that is too large is cut to what is left, so that a view hides exactly round(ratio ·
+The public code hides more than it is asked for (spec §2: .1 gives .124, .3 gives .356). Here the box that is too large is cut to what is left, so that a view hides exactly round(ratio ·
 patches): batches have one shape, which compilers like, and ranks have equal work.
 
 Grids in patches per axis. Everything is drawn from one `torch.Generator` on the CPU.
@@ -15,7 +14,7 @@ Grids in patches per axis. Everything is drawn from one `torch.Generator` on the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -129,21 +128,20 @@ ROUNDS = 32
 """Rounds of boxes before what is left is hidden in order."""
 
 
-def _blocks(grid: Sequence[int], left: int, generator: torch.Generator, plan: MaskPlan) -> list[Box]:
+def _blocks(grid: Sequence[int], left: int, generator: torch.Generator, plan: MaskPlan) -> Iterator[Box]:
     """One block anywhere, of a size between the smallest and all that is left."""
     least = min(plan.block_patches, max(left, 1))
     area = least + (left - least) * _uniform(generator)
     stretch = (2 * _uniform(generator) - 1) * math.log(plan.block_aspect) / 2
     sides = box_sides(grid, area / math.prod(grid), (stretch, -stretch))
     starts = [round((total - side) * _uniform(generator)) for total, side in zip(grid, sides, strict=True)]
-    return [tuple(slice(a, a + side) for a, side in zip(starts, sides, strict=True))]
+    yield tuple(slice(a, a + side) for a, side in zip(starts, sides, strict=True))
 
 
-def _regions(grid: Sequence[int], left: int, generator: torch.Generator, plan: MaskPlan) -> list[Box]:
+def _regions(grid: Sequence[int], left: int, generator: torch.Generator, plan: MaskPlan) -> Iterator[Box]:
     """A box around a place in each cell, cells in random order."""
     cells = list(product(*(range(min(plan.cells, side)) for side in grid)))
     low, high = plan.volumes
-    boxes = []
     for which in torch.randperm(len(cells), generator=generator).tolist():
         draws = [_uniform(generator) for _ in range(7)]
         logs = [math.log(plan.box_aspect) * u for u in draws[:3]]
@@ -154,8 +152,7 @@ def _regions(grid: Sequence[int], left: int, generator: torch.Generator, plan: M
             centre = (cell + u) * total / min(plan.cells, total)
             start = min(max(round(centre - side / 2), 0), total - side)
             box.append(slice(start, start + side))
-        boxes.append(tuple(box))
-    return boxes
+        yield tuple(box)
 
 
 def box_sides(grid: Sequence[int], share: float, stretch: Sequence[float]) -> list[int]:
