@@ -90,17 +90,11 @@ TeacherViews: TypeAlias = Float[Tensor, "T B K"]
 TokenRows: TypeAlias = Float[Tensor, "N E"]
 """N masked tokens of all views of a batch, one after the other."""
 
-FlatMasks: TypeAlias = Bool[Tensor, "V N"]
-"""Which patches are hidden in each view."""
-
 ViewMasks: TypeAlias = Bool[Tensor, "V *grid"]
 """The same on the grid of patches."""
 
 GridMask: TypeAlias = Bool[Tensor, "*grid"]
 """The same of one view."""
-
-PatchFeatures: TypeAlias = Float[Tensor, "B N W"]
-"""A feature per patch in the order of the grid's axes, the last one fastest."""
 
 TeacherFeatures: TypeAlias = Float[Tensor, "B M W"]
 """The same on another grid."""

@@ -19,12 +19,12 @@ from hilum.errors import RunError, UsageError
 from hilum.objective.gather import mean_over_ranks
 from hilum.objective.parts import sum_in_chunks
 from hilum.objective.precision import full, without_autocast
-from hilum.tensors import AnchorFeatures, PatchFeatures, Scalar, TeacherFeatures
+from hilum.tensors import AnchorFeatures, PatchTokens, Scalar, TeacherFeatures
 
 MODES = {2: "bicubic", 3: "trilinear"}
 
 
-def resize_features(features: PatchFeatures, grid: Sequence[int], to: Sequence[int]) -> TeacherFeatures:
+def resize_features(features: PatchTokens, grid: Sequence[int], to: Sequence[int]) -> TeacherFeatures:
     """Patch features on another grid, float32.
 
     Args:
@@ -56,7 +56,7 @@ def resize_features(features: PatchFeatures, grid: Sequence[int], to: Sequence[i
         return resized.flatten(2).transpose(1, 2)
 
 
-def gram_loss(student: PatchFeatures, teacher: AnchorFeatures, *, chunk: int | None = 1024) -> Scalar:
+def gram_loss(student: PatchTokens, teacher: AnchorFeatures, *, chunk: int | None = 1024) -> Scalar:
     """Mean squared difference of cosine similarities over all pairs of patches of a scan, mean over the scans
     of all ranks. No gradient reaches the teacher.
 

@@ -19,10 +19,10 @@ from hilum.objective.dino import STUDENT_TEMPERATURE, soft_cross_entropy
 from hilum.objective.gather import mean_over_ranks
 from hilum.objective.parts import sum_in_chunks
 from hilum.objective.precision import full
-from hilum.tensors import FlatMasks, Scalar, TokenRows, TokenTargets, TokenWeights
+from hilum.tensors import PatchMask, Scalar, TokenRows, TokenTargets, TokenWeights
 
 
-def token_weights(masks: FlatMasks) -> TokenWeights:
+def token_weights(masks: PatchMask) -> TokenWeights:
     """Weight of each masked token in the order of ``tokens[masks]``: one over the masked tokens of its view,
     so that a view counts as much with few masked patches as with many."""
     count = masks.sum(1, keepdim=True).clamp_min(1)

@@ -5,8 +5,9 @@ Source: blocks, Bao et al., BEiT, ICLR 2022, algorithm 1, as iBOT and DINOv2 use
 the volume is a share of the whole scan, and that cells are visited in random order until enough is hidden, is
 inferred.
 
-The public code hides more than it is asked for (spec §2: .1 gives .124, .3 gives .356). Here the box that is too large is cut to what is left, so that a view hides exactly round(ratio ·
-patches): batches have one shape, which compilers like, and ranks have equal work.
+The public code hides more than it is asked for (spec §2: .1 gives .124, .3 gives .356). Here the box that is
+too large is cut to what is left, so that a view hides exactly round(ratio · patches): batches have one shape,
+which compilers like, and ranks have equal work.
 
 Grids in patches per axis. Everything is drawn from one `torch.Generator` on the CPU.
 """
