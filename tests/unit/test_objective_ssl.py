@@ -1,5 +1,10 @@
 """Losses where they break elsewhere: extreme logits, duplicates, padding, nothing to compare, bfloat16."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -86,6 +91,15 @@ def test_one_sample_is_spread_over_all_prototypes():
 
 def test_no_sample_is_no_target():
     assert sinkhorn(torch.zeros(0, 5), 0.07).shape == (0, 5)
+
+
+@pytest.mark.parametrize(("temperature", "iterations"), [(0.0, 3), (-1.0, 3), (float("nan"), 3), (0.07, 0)])
+def test_a_teacher_without_temperature_or_centring_is_refused(temperature, iterations):
+    with pytest.raises(UsageError, match=f"CONFIG_VALUE.*got {temperature} and {iterations}"):
+        sinkhorn(draw(4, 3), temperature, iterations)
+    if iterations:
+        with pytest.raises(UsageError, match="CONFIG_VALUE"):
+            soft_cross_entropy(draw(4, 3), draw(4, 3), temperature)
 
 
 # DINO, iBOT and their head
@@ -325,12 +339,13 @@ def calls():
     shares = sinkhorn(draw(4, 5), 0.5)
     scale = torch.tensor(14.0)
     pairs, labels = unit(4, 2, 5, seed=1), torch.tensor([[1, 0]] * 4)
+    anchor, texts, weights = draw(1, 4, 3), unit(4, 5, seed=2), torch.ones(4)
     return {
         "dino": lambda x: dino_loss(torch.stack([x, x.flip(0)]), torch.stack([shares] * 2), same_views=True),
-        "ibot": lambda x: ibot_loss(x, shares, torch.ones(4), views=4),
+        "ibot": lambda x: ibot_loss(x, shares, weights, views=4),
         "koleo": koleo_loss,
-        "gram": lambda x: gram_loss(x[None], draw(1, 4, 3)),
-        "clip": lambda x: clip_loss(x, unit(4, 5, seed=2), scale),
+        "gram": lambda x: gram_loss(x[None], anchor),
+        "clip": lambda x: clip_loss(x, texts, scale),
         "osl": lambda x: osl_loss(x, pairs, pairs.flip(0), labels, scale),
     }
 
@@ -351,6 +366,45 @@ def test_under_autocast_losses_are_those_of_float32(name):
         inside = calls()[name](x)
     assert inside.dtype == torch.float32
     assert torch.allclose(inside, calls()[name](x.float()), atol=1e-6)
+
+
+COMPILED = """
+import sys, torch, warnings
+warnings.simplefilter("error")
+sys.path.insert(0, sys.argv[1])
+from test_objective_ssl import calls, unit
+from hilum.objective.clip import Temperature
+from hilum.objective.sinkhorn import sinkhorn
+x = unit(4, 5).requires_grad_()
+for name, loss in calls().items():
+    torch.compiler.reset()
+    values = [f(x) for f in (torch.compile(loss, fullgraph=True, backend="eager"), loss)]
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(v, x)[0] for v in values))
+for function, given in ((lambda y: sinkhorn(y, 0.5), (x,)), (Temperature(), ())):
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*given), function(*given))
+print("one graph each")
+"""
+
+
+@pytest.mark.slow
+def test_losses_compile_into_one_graph():
+    # a process of its own: the shape checks of the test run are no part of the graph
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, here], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "one graph each\n", done.stderr[-3000:]
+
+
+def test_the_page_runs():
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names = {}
+    exec(code, names)
+    assert names["loss"].isfinite()
+    assert sorted(names["masks"].sum(1).tolist()) == [0, 0, 51, 256]
 
 
 def test_one_process_is_a_world_of_one():

@@ -28,7 +28,13 @@ def view_targets(logits: TeacherViews, temperature: float, iterations: int = 3) 
 def soft_cross_entropy(
     student: PrototypeLogits, targets: PrototypeShares, temperature: float = STUDENT_TEMPERATURE
 ) -> RowWeights:
-    """Cross-entropy per row, in float32 also under autocast. A row of targets may sum to any number."""
+    """Cross-entropy per row, in float32 also under autocast. A row of targets may sum to any number.
+
+    Raises:
+        UsageError: ``CONFIG_VALUE``, a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise UsageError("CONFIG_VALUE", "a student's temperature", expected="above 0", got=temperature)
     with without_autocast(student):
         scaled = full(student) / temperature
         targets = full(targets)

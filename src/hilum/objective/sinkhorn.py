@@ -14,6 +14,7 @@ import math
 
 import torch
 
+from hilum.errors import UsageError
 from hilum.objective.gather import max_over_ranks, sum_over_ranks
 from hilum.objective.precision import full, without_autocast
 from hilum.tensors import PrototypeLogits, PrototypeShares, PrototypeValues
@@ -27,7 +28,17 @@ def sinkhorn(logits: PrototypeLogits, temperature: float, iterations: int = 3) -
 
     Args:
         logits: of this rank's samples. temperature: of the teacher, 0.04 to 0.07. iterations: at least 1.
+
+    Raises:
+        UsageError: ``CONFIG_VALUE``, no iteration, or a temperature that is not positive.
     """
+    if iterations < 1 or not temperature > 0:
+        raise UsageError(
+            "CONFIG_VALUE",
+            "a teacher has a positive temperature and is centred",
+            expected="a temperature above 0, at least 1 iteration",
+            got=f"{temperature} and {iterations}",
+        )
     with without_autocast(logits):
         scaled = full(logits) / temperature
         samples = sum_over_ranks(scaled.new_tensor(len(scaled)))
