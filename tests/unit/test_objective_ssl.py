@@ -1,6 +1,7 @@
 """Losses where they break elsewhere: extreme logits, duplicates, padding, nothing to compare, bfloat16."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -398,11 +399,11 @@ def test_losses_compile_into_one_graph():
     assert done.stdout == "one graph each\n", done.stderr[-3000:]
 
 
-def test_the_page_runs():
+def test_the_page_runs(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    names = {}
-    exec(code, names)
+    (tmp_path / "page.py").write_text(code, encoding="utf-8")
+    names = runpy.run_path(str(tmp_path / "page.py"))
     assert names["loss"].isfinite()
     assert sorted(names["masks"].sum(1).tolist()) == [0, 0, 51, 256]
 
