@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from hilum.errors import InputRefused, UsageError, WeightsError
 from hilum.io.weights import preset_data
 from hilum.model.patch import inflate_kernel, patch_sizes, resize_kernel
-from hilum.model.preset import build, preset_from
+from hilum.model.preset import BackbonePreset, Preset, build, preset_from
 from hilum.model.rope import draw_rescale, periods
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
@@ -223,6 +223,21 @@ def test_activations_computed_again_give_the_same_gradients():
     assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_it_trains_under_autocast_and_runs_in_bfloat16(checkpoint):
+    model, image = tiny(checkpoint=checkpoint), drawn(5, 1, 8, 8, 8)
+    noise = model.draw(5, torch.Generator().manual_seed(0))
+    exact = model(image, noise=noise).patches
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(image, patch=4, noise=noise)
+    assert (out.patches - exact).abs().max() < 0.2
+    out.patches.square().mean().backward()
+    grads = [p.grad for name, p in model.named_parameters() if not name.startswith(("patch_2d", "mask"))]
+    assert all(grad.dtype == torch.float32 and grad.isfinite().all() for grad in grads)
+    half = model.bfloat16()(image.bfloat16(), noise=noise).patches
+    assert half.dtype == torch.bfloat16 and (half - exact).abs().max() < 0.3
+
+
 def test_parameters_follow_the_generator_alone():
     one, two, other = tiny(1), tiny(1), tiny(2)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
@@ -350,6 +365,11 @@ def test_presets_are_checked_key_by_key():
         preset_from({**good, "network": "os.system"})
     with pytest.raises(WeightsError, match=r"CONFIG_VALUE.*network"):
         preset_from({k: v for k, v in good.items() if k != "network"})
+    # where a reader of scans is asked for, a backbone is refused by its kind
+    with pytest.raises(WeightsError, match=r"CONFIG_VALUE.*expected ynet, cam; got vit"):
+        Preset.from_dict(good)
+    with pytest.raises(WeightsError, match=r"CONFIG_VALUE.*expected vit; got ynet"):
+        BackbonePreset.from_dict(preset_data("phantom-small"))
     with pytest.raises(WeightsError, match=r"CONFIG_VALUE.*drop_path"):
         preset_from({**good, "net": {**good["net"], "drop_path": math.nan}})
 

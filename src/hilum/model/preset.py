@@ -39,11 +39,12 @@ class Preset:
         """Checked against the fields that exist.
 
         Raises:
-            WeightsError: `CONFIG_KEY` for an unknown or missing key.
+            WeightsError: `CONFIG_VALUE` for a network of another kind, `CONFIG_KEY` for an unknown or missing
+                key.
         """
+        _known_network(data.get("network"), cls)
         _same_keys(data, {f.name for f in fields(cls)}, "preset")
         _same_keys(data["pool_ml"], set(SLUGS), "preset.pool_ml")
-        _known_network(data["network"], cls)
         net = _numbers(data["net"], YNetConfig)
         pool = tuple(float(data["pool_ml"][slug]) for slug in SLUGS)
         return cls(data["name"], data["network"], YNetConfig(**net), Prep(**data["prep"]), pool)
@@ -74,8 +75,8 @@ class BackbonePreset:
             WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a number that makes
                 no network.
         """
+        _known_network(data.get("network"), cls)
         _same_keys(data, {f.name for f in fields(cls)}, "preset")
-        _known_network(data["network"], cls)
         return cls(data["name"], data["network"], ViTConfig(**_numbers(data["net"], ViTConfig)))
 
 
