@@ -21,7 +21,7 @@ from hilum.objective.ibot import ibot_loss, token_weights
 from hilum.objective.koleo import koleo_loss
 from hilum.objective.osl import osl_loss
 from hilum.objective.parts import backward_in_parts
-from hilum.objective.sinkhorn import sinkhorn
+from hilum.objective.sinkhorn import balance, sinkhorn
 
 SCANS, RANKS = 8, 2
 PATCHES, WIDTH, SHARED, PAIRS = 6, 8, 4, 3
@@ -86,7 +86,8 @@ def dino(model, batch, same_views):
 
 def ibot(model, batch, chunk=None):
     masks = batch["masks"]
-    targets = sinkhorn(batch["patch_teacher"][masks], 0.5)
+    teacher = batch["patch_teacher"][masks]
+    targets = sinkhorn(teacher, 0.5) if chunk is None else balance(teacher, 0.5, chunk=chunk)
     directions = model.ibot.directions(model.tokens(batch["patches"][masks]))
     weights, head = token_weights(masks), model.ibot.prototypes
     return ibot_loss(directions, targets, weights, len(masks), project=head, chunk=chunk)

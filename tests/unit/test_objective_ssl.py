@@ -19,7 +19,7 @@ from hilum.objective.ibot import ibot_loss, token_weights
 from hilum.objective.koleo import koleo_loss
 from hilum.objective.osl import osl_loss
 from hilum.objective.parts import sum_in_chunks
-from hilum.objective.sinkhorn import sinkhorn
+from hilum.objective.sinkhorn import balance, sinkhorn
 
 
 def draw(*shape, seed=0):
@@ -96,7 +96,7 @@ def test_no_sample_is_no_target():
 
 @pytest.mark.parametrize(("temperature", "iterations"), [(0.0, 3), (-1.0, 3), (float("nan"), 3), (0.07, 0)])
 def test_a_teacher_without_temperature_or_centring_is_refused(temperature, iterations):
-    with pytest.raises(UsageError, match=f"CONFIG_VALUE.*got {temperature} and {iterations}"):
+    with pytest.raises(UsageError, match=f"CONFIG_VALUE.*got {temperature} and {iterations}, None"):
         sinkhorn(draw(4, 3), temperature, iterations)
     if iterations:
         with pytest.raises(UsageError, match="CONFIG_VALUE"):
@@ -150,6 +150,11 @@ def test_a_target_for_all_is_refused():
 def test_a_chunk_of_nothing_is_refused():
     with pytest.raises(UsageError, match=r"CONFIG_VALUE.*got 0"):
         sum_in_chunks(torch.sum, (draw(3),), 0)
+
+
+def test_a_teacher_in_chunks_of_nothing_is_refused():
+    with pytest.raises(UsageError, match=r"CONFIG_VALUE.*0\.07 and 3, 0"):
+        balance(draw(4, 3), 0.07, chunk=0)
 
 
 def test_directions_have_length_one_and_tokens_any_shape():
