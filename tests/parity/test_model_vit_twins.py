@@ -242,3 +242,18 @@ def test_a_scan_does_not_see_its_batch(shape):
         assert torch.allclose(alone.cls[0], together.cls[n], atol=1e-9)
         assert torch.allclose(alone.registers[0], together.registers[n], atol=1e-9)
         assert torch.allclose(alone.patches[0], together.patches[n], atol=1e-9)
+
+
+def test_the_rescale_stretches_every_place():
+    model = random_vit(ViTConfig(**{**TINY.__dict__, "rescale": 2.0})).train()
+    image = drawn(2, 1, 8, 12, 4)
+    noise = model.draw(2, torch.Generator().manual_seed(4))
+    assert (noise.rescale - 1).abs() > 0.1
+    places = coordinates((2, 3, 1), device=image.device, dtype=image.dtype) * noise.rescale.double()
+    table = rotation(places, TINY.head, 100.0)
+    slow = model.norm(model.encode(model.patch_3d(image, (4, 4, 4)), table, [1])[1])
+    fast = model(image, noise=noise)
+    assert torch.allclose(fast.cls, slow[:, 0], atol=1e-9)
+    assert torch.allclose(fast.registers, slow[:, 1:5], atol=1e-9)
+    assert torch.allclose(fast.patches, slow[:, 5:], atol=1e-9)
+    assert not torch.allclose(model.eval()(image).patches, fast.patches, atol=1e-3)

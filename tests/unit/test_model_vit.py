@@ -128,6 +128,8 @@ def test_layers_come_in_the_order_asked_for_and_lie_on_the_grid():
     assert torch.equal(maps[1, :, 1, 2, 0], last.patches[1, 1 * 3 + 2])
     raw = model.intermediate(image, [2], norm=False)[0]
     assert torch.allclose(model.norm(raw.patches), last.patches, atol=1e-6)
+    # a norm done twice would pass the line above
+    assert not torch.allclose(raw.patches, last.patches, atol=1e-2)
     assert model.intermediate(image[:, :, :, :, 0], [1])[0].maps().shape == (2, 24, 2, 3)
 
 
