@@ -5,9 +5,9 @@ entropy estimate of Kozachenko and Leonenko); in self-supervision DINOv2. One vi
 scan are meant to be near.
 
 Of two equal embeddings the logarithm of their distance has no bottom: with the usual offset of 1e-8 a
-duplicated scan gets a gradient of 1e7. Here the distance is sqrt(d² + 1e-8), so that equal embeddings are
-left in peace and no gradient exceeds 5000 per row. Distances are differences, not 2 - 2 cos, which has no
-digits left where they are small.
+duplicated scan pushes with millions. Here the distance is sqrt(d² + 1e-8), so that equal embeddings are left
+in peace, and an embedding of length 1 never has a gradient above 5000. Distances are differences, not
+2 - 2 cos, which has no digits left where they are small.
 """
 
 from __future__ import annotations
