@@ -141,6 +141,15 @@ GridTensor: TypeAlias = Float[Tensor, "U V W"]
 ScanCrop: TypeAlias = Float[Tensor, "1 *voxels"]
 """A crop or slice of a prepared scan, scaled as its preset says."""
 
+ScanView: TypeAlias = Float[Tensor, "1 *view"]
+"""A part of it, resized or padded."""
+
+ViewStack: TypeAlias = Float[Tensor, "_ 1 ..."]
+"""Views of one slice or scan, all of one size."""
+
+ViewBatch: TypeAlias = Float[Tensor, "_ _ 1 ..."]
+"""The same of several scans, views first."""
+
 PatchTokens: TypeAlias = Float[Tensor, "B N W"]
 """One token per patch of a slice or volume, in the order of its axes (the last one fastest)."""
 
