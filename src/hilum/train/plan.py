@@ -2,8 +2,8 @@
 
 Counted for float32 from the tensors that autograd keeps of each block, per token and in widths: two norms
 (2), queries, keys and values (3), rotated queries and keys (2), attention (1), both branches before their
-scale (2), both sums (2), and the perceptron before and after its GELU (2 · mlp). Attention is fused: no square
-of tokens is kept. With checkpoints a block keeps its input alone, and one block is whole at a time.
+scale (2), both sums (2), and the perceptron before and after its GELU (2 · mlp). Attention is fused: no
+square of tokens is kept. With checkpoints a block keeps its input alone, and one block is whole at a time.
 """
 
 from __future__ import annotations
