@@ -22,7 +22,7 @@ EXAM_SEED = 9_000_000
 @click.option(
     "--choose", is_flag=True, help="Set thresholds and calibration of MODEL folders from validation first."
 )
-@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes, about 4 GB of memory each.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes, 4 GB each.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Write the table as JSON here too."
 )
