@@ -199,7 +199,6 @@ def _show(done: Sequence[Labelled]) -> None:
 
 def _each(done: Sequence[Labelled]) -> Any:
     """What each report calls present, or leaves open, with its sentence."""
-
     table = _columns("row", "finding", "label", "where", "sentence")
     for d in done:
         said = [
@@ -218,7 +217,6 @@ def _each(done: Sequence[Labelled]) -> Any:
 
 
 def _name(report: TableReport) -> str:
-
     return plain(report.key, lines=True) if report.key else str(report.row)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hilum.cohort.audit import phantom_patients, require_apart
+from hilum.train.recipe import DataRecipe
 
 
 def seen_phantoms(card: Mapping[str, Any]) -> list[str]:
@@ -17,7 +18,8 @@ def seen_phantoms(card: Mapping[str, Any]) -> list[str]:
     data = (card.get("recipe") or {}).get("data")
     if not data:
         return []
-    patients = data["train"] // data.get("siblings", 1) + data.get("organ_patients", 0)
+    # a card may be older than a key: what it lacks has its default
+    patients = DataRecipe.model_construct(**data).patients
     return [
         *phantom_patients(data["seed"], patients),
         *phantom_patients(data["validation_seed"], data["validation"]),

@@ -38,11 +38,11 @@ def judge_values(hu: VolumeHU) -> list[Finding]:
         Findings of `VOXEL_NAN`, `NOT_HU`, `HU_DOUBLE_RESCALE` (REFUSE) and `HU_RANGE` (NOTE); empty when all
         is well.
     """
-    found = _judge_nonfinite(hu)
+    low, high, finite = _limits(hu)
+    found = [] if finite else _judge_nonfinite(hu)
     sample = _finite(_sample(hu))
     if sample.size == 0:
         return found
-    low, high = _range(hu)
     wrong = _not_hu(sample, low, high) or _off_air(sample, _finite(_outside(hu)), low)
     if wrong is not None:
         return [*found, wrong]
@@ -55,8 +55,7 @@ def padding_hu(hu: VolumeHU) -> float | None:
     It is the most frequent value among those darker than anything scanned. Not the smallest one: a resampling
     with overshoot leaves values below it.
     """
-    low, _ = _range(hu)
-    return _spike(_finite(_sample(hu))) if low < PADDING_BELOW_HU else None
+    return _padding(hu, _limits(hu)[0])
 
 
 def scanned_mask(hu: VolumeHU) -> MaskVolume | None:
@@ -64,7 +63,8 @@ def scanned_mask(hu: VolumeHU) -> MaskVolume | None:
 
     Same axes and memory order as `hu`.
     """
-    padding, finite = padding_hu(hu), _all_finite(hu)
+    low, _, finite = _limits(hu)
+    padding = _padding(hu, low)
     if padding is None:
         return None if finite else np.isfinite(hu)
     mask = hu > padding + 1.0
@@ -73,7 +73,7 @@ def scanned_mask(hu: VolumeHU) -> MaskVolume | None:
 
 def fill_nonfinite(hu: VolumeHU, value_hu: float = MODEL_RANGE_HU[0]) -> int:
     """Replaces NaN and infinities in place; returns how many there were."""
-    if _all_finite(hu):
+    if _limits(hu)[2]:
         return 0
     bad = ~np.isfinite(hu)
     hu[bad] = value_hu
@@ -113,22 +113,18 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _raw_range(hu: VolumeHU) -> tuple[float, float]:
-    return float(hu.min()), float(hu.max())
-
-
-def _all_finite(hu: VolumeHU) -> bool:
+def _limits(hu: VolumeHU) -> tuple[float, float, bool]:
+    """Smallest and largest finite value, HU, and whether all are finite; NaN without any finite one."""
+    low, high = float(hu.min()), float(hu.max())
     # NaN and infinities show in one of the two, and no mask of the volume's size is made
-    return all(map(math.isfinite, _raw_range(hu)))
-
-
-def _range(hu: VolumeHU) -> tuple[float, float]:
-    """Smallest and largest finite value, HU."""
-    low, high = _raw_range(hu)
     if math.isfinite(low) and math.isfinite(high):
-        return low, high
+        return low, high, True
     finite = hu[np.isfinite(hu)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+    return (float(finite.min()), float(finite.max()), False) if finite.size else (math.nan, math.nan, False)
+
+
+def _padding(hu: VolumeHU, low: float) -> float | None:
+    return _spike(_finite(_sample(hu))) if low < PADDING_BELOW_HU else None
 
 
 def _sample(hu: VolumeHU) -> np.ndarray:
@@ -237,9 +233,6 @@ def _beyond_range(hu: VolumeHU, low: float, high: float) -> list[Finding]:
 
 def _judge_nonfinite(hu: VolumeHU) -> list[Finding]:
     """B13: NaN and infinities outside the body can be filled with air; inside they hide what was there."""
-    low, high = _raw_range(hu)
-    if math.isfinite(low) and math.isfinite(high):
-        return []
     bad = ~np.isfinite(hu)
     inside = np.argwhere(bad & _inside_body(hu, bad))
     total = int(bad.sum())

@@ -107,6 +107,23 @@ def patch_sizes(patch: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return sizes
 
 
+def patch_grid(shape: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    """Patches per axis of a picture of so many voxels.
+
+    Raises:
+        InputRefused: `PATCH_GRID` for an axis that is not a whole number of patches, one at least.
+    """
+    if any(n < size or n % size for n, size in zip(shape, sizes, strict=True)):
+        raise InputRefused(
+            "PATCH_GRID",
+            "a picture is a whole number of patches along every axis",
+            expected=f"multiples of {tuple(sizes)} voxels",
+            got=tuple(shape),
+            hint="Crop or pad it first.",
+        )
+    return tuple(n // size for n, size in zip(shape, sizes, strict=True))
+
+
 class PatchEmbed(nn.Module):
     """The linear map, for slices (2 axes) or volumes (3).
 
@@ -142,16 +159,7 @@ class PatchEmbed(nn.Module):
             raise InputRefused(
                 "MODEL_INPUT", "a picture holds prepared values", expected="floating point", got=image.dtype
             )
-        shape = tuple(image.shape[2:])
-        if any(n < size or n % size for n, size in zip(shape, sizes, strict=True)):
-            raise InputRefused(
-                "PATCH_GRID",
-                "a picture is a whole number of patches along every axis",
-                expected=f"multiples of {tuple(sizes)} voxels",
-                got=shape,
-                hint="Crop or pad it first.",
-            )
-        return tuple(n // size for n, size in zip(shape, sizes, strict=True))
+        return patch_grid(tuple(image.shape[2:]), sizes)
 
     def forward(self, image: torch.Tensor, sizes: Sequence[int]) -> PatchTokens:
         """(B, C, *voxels) -> (B, N, W), patches in the order of the picture's axes.

@@ -13,9 +13,11 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional as F
 
+from hilum.phantom.scanner_noise import blur_axis
 from hilum.tensors import ScanCrop
+from hilum.train.augment import uniform
 from hilum.train.recipe import Strict
-from hilum.train.views import Range, happens, uniform
+from hilum.train.views import Range, happens
 
 
 class IntensityRecipe(Strict):
@@ -46,29 +48,23 @@ class IntensityRecipe(Strict):
 def vary(image: ScanCrop, recipe: IntensityRecipe, generator: torch.Generator) -> ScanCrop:
     """[1, ...] -> the same shape. The image itself is not changed."""
     if happens(recipe.noise_chance, generator):
-        sigma = math.sqrt(uniform(recipe.noise_variance, generator))
+        sigma = math.sqrt(uniform(generator, *recipe.noise_variance))
         image = image + sigma * torch.randn(image.shape, generator=generator).to(image)
     if happens(recipe.smooth_chance, generator):
-        image = smooth(image, uniform(recipe.smooth_vox, generator))
+        image = smooth(image, uniform(generator, *recipe.smooth_vox))
     if happens(recipe.scale_chance, generator):
-        image = image * uniform(recipe.scale, generator)
+        image = image * uniform(generator, *recipe.scale)
     if happens(recipe.coarse_chance, generator):
-        image = coarsen(image, uniform(recipe.coarse_zoom, generator))
+        image = coarsen(image, uniform(generator, *recipe.coarse_zoom))
     if happens(recipe.gamma_chance, generator):
-        image = bend(image, uniform(recipe.gamma, generator))
+        image = bend(image, uniform(generator, *recipe.gamma))
     return image
 
 
 def smooth(image: ScanCrop, sigma_vox: float) -> ScanCrop:
-    """Gaussian along each axis in turn, cut at three sigma, borders repeated."""
-    reach = max(1, math.ceil(3 * sigma_vox))
-    at = torch.arange(-reach, reach + 1, dtype=image.dtype, device=image.device)
-    kernel = torch.exp(-0.5 * (at / sigma_vox) ** 2)
-    kernel = kernel / kernel.sum()
+    """Gaussian along each axis in turn, borders repeated."""
     for axis in range(1, image.dim()):
-        line = image.movedim(axis, -1)
-        flat = F.pad(line.reshape(-1, 1, line.shape[-1]), (reach, reach), mode="replicate")
-        image = F.conv1d(flat, kernel[None, None]).reshape(line.shape).movedim(-1, axis)
+        image = blur_axis(image, axis, sigma_vox)
     return image
 
 

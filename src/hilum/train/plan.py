@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from hilum.errors import InputRefused, UsageError
-from hilum.model.patch import patch_sizes
+from hilum.errors import UsageError
+from hilum.model.patch import patch_grid, patch_sizes
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
 
@@ -84,14 +84,7 @@ def token_count(config: ViTConfig, view: View) -> int:
         UsageError, InputRefused: as of `memory_plan`.
     """
     sizes = patch_sizes(view.patch or config.patch, len(view.shape))
-    if any(n < size or n % size for n, size in zip(view.shape, sizes, strict=True)):
-        raise InputRefused(
-            "PATCH_GRID",
-            "a view is a whole number of patches along every axis",
-            expected=f"multiples of {sizes} voxels",
-            got=view.shape,
-        )
-    return config.prefix + math.prod(n // size for n, size in zip(view.shape, sizes, strict=True))
+    return config.prefix + math.prod(patch_grid(view.shape, sizes))
 
 
 def _activations(config: ViTConfig, tokens: Sequence[int]) -> float:

@@ -56,12 +56,6 @@ def stack_views(scans: Sequence[Views]) -> Views:
     )
 
 
-def uniform(between: Range, generator: torch.Generator) -> float:
-    """One number in [low, high)."""
-    low, high = between
-    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
-
-
 def whole_number(low: int, high: int, generator: torch.Generator) -> int:
     """One of low..high."""
     return int(torch.randint(low, high + 1, (), generator=generator))

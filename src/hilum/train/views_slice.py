@@ -8,9 +8,10 @@ import torch
 from pydantic import Field, model_validator
 
 from hilum.tensors import ScanCrop
+from hilum.train.augment import uniform
 from hilum.train.intensity import IntensityRecipe, vary
 from hilum.train.recipe import Strict
-from hilum.train.views import Box, Range, Views, happens, show_all, uniform, whole_number
+from hilum.train.views import Box, Range, Views, happens, show_all, whole_number
 
 TRIES = 10
 
@@ -94,8 +95,8 @@ def draw_area(
     """
     size = None
     for _ in range(TRIES):
-        area = uniform(share, generator) * shape[0] * shape[1]
-        ratio = math.exp(uniform((math.log(aspect[0]), math.log(aspect[1])), generator))
+        area = uniform(generator, *share) * shape[0] * shape[1]
+        ratio = math.exp(uniform(generator, math.log(aspect[0]), math.log(aspect[1])))
         drawn = (round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio)))
         if all(1 <= n <= most for n, most in zip(drawn, shape, strict=True)):
             size = drawn
