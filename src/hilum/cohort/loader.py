@@ -53,8 +53,8 @@ class CropLoader(IterableDataset[Crop]):
     """An endless stream of crops, or its part for one rank; give it to `torch.utils.data.DataLoader`.
 
     Args:
-        parts: cohorts with weights. shape_vox: of a crop on the store's axes; in a slice store, or with
-            `slices`, the size across the axial axis is ignored and one slice is taken.
+        parts: cohorts with weights. shape_vox: of a crop on the store's axes, None for whole scans; in a slice
+            store, or with `slices`, the size across the axial axis is ignored and one slice is taken.
         seed: of everything. slices: 2D axial slices instead of 3D crops.
         start: first sample of the whole stream (all ranks together); a multiple of `ranks`.
         stop: sample at which the stream ends; None never.
@@ -70,7 +70,7 @@ class CropLoader(IterableDataset[Crop]):
         self,
         parts: Sequence[Part],
         *,
-        shape_vox: Three,
+        shape_vox: Three | None,
         seed: int,
         slices: bool = False,
         start: int = 0,
@@ -99,7 +99,7 @@ class CropLoader(IterableDataset[Crop]):
         store, keys = self.parts[part].store, self._keys[part]
         row = store.row(keys[int(rng.integers(len(keys)))])
         flat = letters_axis(store.prep["axes"], "S") if self.slices else None
-        size = [1 if axis == flat else n for axis, n in enumerate(self.shape_vox)]
+        size = [1 if axis == flat else n for axis, n in enumerate(self.shape_vox or row.shape)]
         start = [_start(rng, n, wanted) for n, wanted in zip(row.shape, size, strict=True)]
         image = _image(store, row, start, size, flat)
         image = image if flat is None else image.squeeze(flat)
@@ -144,7 +144,7 @@ class CropLoader(IterableDataset[Crop]):
             wrong = ("weights are finite, not negative and not all 0", weights)
         elif any(not of_part for of_part in self._keys):
             wrong = ("every part has scans", [len(of_part) for of_part in self._keys])
-        elif min(self.shape_vox) < 1 or self.block < 1:
+        elif min(self.shape_vox or (1,)) < 1 or self.block < 1:
             wrong = ("crops and blocks have a size", (self.shape_vox, self.block))
         elif not 0 <= self.rank < self.ranks or self.start < 0 or self.start % self.ranks:
             wrong = ("0 <= rank < ranks, start a multiple of ranks", (self.rank, self.ranks, self.start))

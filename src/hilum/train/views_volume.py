@@ -17,13 +17,15 @@ class VolumeViewRecipe(Strict):
 
     Attributes:
         side_vox, part_side_vox: of a view along each axis.
-        whole_vox: side of the region that a whole view shows, drawn for each axis; None takes `side_vox` from
-            the middle of the scan.
+        field_vox: side that a scan is padded to, and of the region in its middle that a whole view shows
+            without `whole_vox`; None is `side_vox`.
+        whole_vox: side of the region that a whole view shows, drawn for each axis; None takes the middle.
         anchor: whether a Gram teacher sees the whole views undistorted.
     """
 
     side_vox: int = Field(160, ge=1)
     part_side_vox: int = Field(80, ge=1)
+    field_vox: int | None = Field(None, ge=1)
     wholes: int = Field(2, ge=1)
     parts: int = Field(8, ge=0)
     whole_vox: tuple[int, int] | None = (80, 160)
@@ -36,15 +38,20 @@ class VolumeViewRecipe(Strict):
     def _ranges(self) -> VolumeViewRecipe:
         for name in ("whole_vox", "part_vox"):
             between = getattr(self, name)
-            if between is not None and not 1 <= between[0] <= between[1] <= self.side_vox:
-                raise ValueError(f"{name} is a range of voxels within 1..side_vox")
+            if between is not None and not 1 <= between[0] <= between[1] <= self.field:
+                raise ValueError(f"{name} is a range of voxels within 1..{self.field}, the field")
         return self
+
+    @property
+    def field(self) -> int:
+        """Side of the field in voxels."""
+        return self.side_vox if self.field_vox is None else self.field_vox
 
 
 def volume_views(volume: ScanCrop, recipe: VolumeViewRecipe, generator: torch.Generator) -> Views:
     """[1, X, Y, Z] z-scores -> views of one scan; a scan shorter than a view is padded with its smallest
     value, about its middle."""
-    volume = pad_to(volume, recipe.side_vox)
+    volume = pad_to(volume, recipe.field)
     shape = tuple(volume.shape[1:])
     wholes = [_whole(shape, recipe, generator, first=i == 0) for i in range(recipe.wholes)]
     parts = [draw_box(shape, recipe.part_vox, generator) for _ in range(recipe.parts)]
@@ -77,7 +84,7 @@ def _whole(
     shape: tuple[int, ...], recipe: VolumeViewRecipe, generator: torch.Generator, *, first: bool
 ) -> Box:
     if recipe.whole_vox is None:
-        size = (recipe.side_vox,) * 3
+        size = (recipe.field,) * 3
         box = Box(tuple((n - s) // 2 for n, s in zip(shape, size, strict=True)), size)
     else:
         box = draw_box(shape, recipe.whole_vox, generator)
