@@ -10,38 +10,17 @@ rank (`objective.gather`); a chunk of logits exists at a time; equal reports are
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from hilum.errors import RunError
+from hilum.model.temperature import HIGHEST as HIGHEST
+from hilum.model.temperature import START as START
+from hilum.model.temperature import Temperature as Temperature
 from hilum.objective.gather import gather_rows, mean_over_ranks
 from hilum.objective.parts import sum_in_chunks
 from hilum.objective.precision import full, without_autocast
 from hilum.tensors import AllEmbeddings, Embeddings, RowIds, Scalar
-
-START, HIGHEST = 2.659, math.log(100)
-
-
-class Temperature(nn.Module):
-    """Learned scale of similarities, exp of a parameter in [0, ln 100].
-
-    The parameter is put back into its range before it is used, not clipped on the way: a clip has no gradient
-    outside its range, and a step too far would be for ever. One element with an axis, as FSDP2 wants it.
-    """
-
-    def __init__(self, start: float = START, highest: float = HIGHEST) -> None:
-        super().__init__()
-        self.highest = highest
-        self.log_scale = nn.Parameter(torch.tensor([start]))
-
-    def forward(self) -> Scalar:
-        """The scale, 1 to 100."""
-        with torch.no_grad():
-            self.log_scale.clamp_(0.0, self.highest)
-        return full(self.log_scale).exp().squeeze(0)
 
 
 def clip_loss(
