@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from jaxtyping import Bool, Float, Int, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Int64, Shaped
 from torch import Tensor
 
 ScanBatch: TypeAlias = Float[Tensor, "B 1 X Y Z"]
@@ -113,6 +113,24 @@ TokenWeights: TypeAlias = Float[Tensor, "L"]
 
 AnchorFeatures: TypeAlias = Float[Tensor, "A M V"]
 """Patch features of another model than the student."""
+
+AnchorSummary: TypeAlias = Float[Tensor, "A V"]
+"""Its feature of the whole picture."""
+
+AdaptedFeatures: TypeAlias = Float[Tensor, "*rows D"]
+"""A student's features, as an adaptor makes them a teacher's."""
+
+AstraMap: TypeAlias = Float[Tensor, "B W U V T"]
+"""Features of a convolutional encoder, where they lie."""
+
+FeatureRows: TypeAlias = Float[Tensor, "N D"]
+"""Features of patches, one per row."""
+
+DoubleVector: TypeAlias = Float64[Tensor, "D"]
+"""A number per axis of a feature, in double precision."""
+
+DoubleMatrix: TypeAlias = Float64[Tensor, "D D"]
+"""Axes of features by axes."""
 
 PairEmbeddings: TypeAlias = Float[Tensor, "N K E"]
 """K embeddings of sentences per scan."""
