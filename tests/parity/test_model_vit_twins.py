@@ -257,3 +257,55 @@ def test_the_rescale_stretches_every_place():
     assert torch.allclose(fast.registers, slow[:, 1:5], atol=1e-9)
     assert torch.allclose(fast.patches, slow[:, 5:], atol=1e-9)
     assert not torch.allclose(model.eval()(image).patches, fast.patches, atol=1e-3)
+
+
+@pytest.mark.parametrize(("grid", "head"), [((3, 4), 12), ((2, 3, 2), 30)])
+def test_full_periods_equal_complex_numbers(grid, head):
+    tokens = drawn(1, 2, math.prod(grid) + 1, head)
+    axes = len(grid)
+    # base ** (2 step / (head / axes)): the twin above with a base that makes its exponent this one
+    base = 1000.0 ** (axes / 2)
+    places = coordinates(grid, device=tokens.device, dtype=tokens.dtype)
+    fast = rotate(tokens, rotation(places, head, 1000.0, full=True))
+    assert torch.allclose(fast, slow_rotate(tokens, grid, head, base), atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 4, 12)])
+def test_reversed_axes_are_the_same_model_on_turned_arrays(shape):
+    model = random_vit(TINY).eval()
+    turned = ViT(ViTConfig(**{**TINY.__dict__, "rope_reversed": True})).double().eval()
+    back = list(range(len(shape) + 1, 1, -1))
+    state = dict(model.state_dict())
+    for name in ("patch_2d.weight", "patch_3d.weight"):
+        state[name] = state[name].permute(0, 1, *range(state[name].dim() - 1, 1, -1))
+    turned.load_state_dict(state)
+    image = drawn(2, 1, *shape, seed=4)
+    out, other = (
+        model(image, patch=(4, 2, 4)[: len(shape)]),
+        turned(image.permute(0, 1, *back), patch=(4, 2, 4)[: len(shape)][::-1]),
+    )
+    assert torch.allclose(out.maps(), other.maps().permute(0, 1, *back), atol=1e-12)
+    assert torch.allclose(out.cls, other.cls, atol=1e-12)
+    plain = ViT(TINY).double().eval()
+    plain.load_state_dict(state)
+    assert not torch.allclose(
+        out.cls, plain(image.permute(0, 1, *back), patch=(4, 2, 4)[: len(shape)][::-1]).cls
+    )
+
+
+def test_attention_with_a_bias_equals_single_heads():
+    config = ViTConfig(**{**TINY.__dict__, "qkv_bias": True})
+    module = random_double(Attention(config), 5)
+    x = drawn(1, 4, TINY.width, seed=6)
+    table = rotation(coordinates((2, 2), device=x.device, dtype=x.dtype), TINY.head, 100.0)
+    plain = random_double(Attention(TINY), 5)
+    # a bias is a weight of a channel that is always 1
+    state = {k: v for k, v in module.state_dict().items() if k != "qkv.bias"}
+    plain.load_state_dict(state)
+    q, k, v = (
+        (x @ module.qkv.weight.T + module.qkv.bias).unflatten(2, (3, TINY.heads, -1)).permute(2, 0, 3, 1, 4)
+    )
+    logits = rotate(q, table) @ rotate(k, table).transpose(-1, -2) / math.sqrt(TINY.head)
+    slow = (logits.softmax(-1) @ v).transpose(1, 2).flatten(2) @ module.proj.weight.T + module.proj.bias
+    assert torch.allclose(module(x, table), slow, atol=1e-12)
+    assert not torch.allclose(plain(x, table), slow, atol=1e-3)

@@ -350,6 +350,9 @@ def test_a_layer_that_is_not_there_is_refused(layers):
         {"extent_mm": math.nan},
         {"extent_mm": -1.0},
         {"width": True},
+        {"patch_z": 0},
+        {"patch_z": True},
+        {"heads": 9, "width": 90, "slices": False},
     ],
 )
 def test_numbers_that_make_no_network_are_refused(wrong):
@@ -414,3 +417,41 @@ def test_it_compiles_into_one_graph():
     # a process of its own: the shape checks of the test run are no part of the graph
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
     assert done.stdout == "one graph\n", done.stderr[-3000:]
+
+
+def test_patches_of_another_depth_and_no_slices():
+    # SPECTRE's kind: 90 channels a head would not do for slices
+    config = ViTConfig(
+        width=90, depth=2, heads=1, patch=4, patch_z=2, slices=False, registers=0, qkv_bias=True
+    )
+    model = ViT(config).eval()
+    assert model.patch_3d.weight.shape == (90, 1, 4, 4, 2)
+    assert not any(name.startswith("patch_2d") for name in model.state_dict())
+    assert model.state_dict()["blocks.0.attention.qkv.bias"].abs().max() == 0
+    out = model(torch.zeros(1, 1, 8, 4, 6))
+    assert out.grid == (2, 1, 3) and out.registers.shape == (1, 0, 90)
+    assert torch.equal(out.patches, model(torch.zeros(1, 1, 8, 4, 6), patch=(4, 4, 2)).patches)
+    with pytest.raises(InputRefused, match=r"MODEL_INPUT.*expected \(B, C, X, Y, Z\); got"):
+        model(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(UsageError, match=r"CONFIG_VALUE.*slices"):
+        model.inflate()
+
+
+def test_inflation_is_as_deep_as_the_patch():
+    model = tiny(patch_z=2)
+    model.inflate()
+    assert model.patch_3d.weight.shape[2:] == (4, 4, 2)
+    assert torch.allclose(model.patch_3d.weight.sum(-1), model.patch_2d.weight)
+
+
+def test_new_numbers_leave_states_and_sizes_as_they_were():
+    data = preset_data("flexict-nano")["net"]
+    assert set(ViTConfig().__dict__) - set(data) == {
+        "patch_z",
+        "slices",
+        "qkv_bias",
+        "rope_full",
+        "rope_reversed",
+    }
+    full = periods(90, 3, 1000.0, torch.empty(0, dtype=torch.float64), full=True)
+    assert len(full) == 15 and full[-1].item() == pytest.approx(1000 ** (14 / 15))

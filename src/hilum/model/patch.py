@@ -128,13 +128,14 @@ class PatchEmbed(nn.Module):
     """The linear map, for slices (2 axes) or volumes (3).
 
     Args:
-        width: channels of a token. channels: of the picture. patch: the kernel's own size. axes: 2 or 3.
+        width: channels of a token. channels: of the picture. patch: the kernel's own size, one number for all
+            axes or one each. axes: 2 or 3.
     """
 
-    def __init__(self, width: int, channels: int, patch: int, axes: int) -> None:
+    def __init__(self, width: int, channels: int, patch: int | Sequence[int], axes: int) -> None:
         super().__init__()
         self.axes = axes
-        self.weight = nn.Parameter(torch.empty(width, channels, *([patch] * axes)))
+        self.weight = nn.Parameter(torch.empty(width, channels, *patch_sizes(patch, axes)))
         self.bias = nn.Parameter(torch.empty(width))
 
     def reset(self, generator: torch.Generator | None = None) -> None:

@@ -6,7 +6,8 @@ has its table.
 
 Source: FlexiCT §1, which has it from DINOv3 (Siméoni et al., 2025); the idea is RoFormer's (Su et al., 2021).
 Kept as published: in 3D the exponents of the periods step as in 2D, 2 i / (head / 2), and so stop early (for
-a head of 72 channels the longest period is 16.7, in 2D 77.4).
+a head of 72 channels the longest period is 16.7, in 2D 77.4). ``full`` goes up to the base in 3D as well, as
+SPECTRE has it.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Rotation(NamedTuple):
     sin: RotaryTable
 
 
-def periods(head: int, axes: int, base: float, like: torch.Tensor) -> torch.Tensor:
+def periods(head: int, axes: int, base: float, like: torch.Tensor, full: bool = False) -> torch.Tensor:
     """Periods of one axis, in units of half a field: (head / (2 axes),), of the kind of `like`."""
     steps = torch.arange(head // (2 * axes), device=like.device, dtype=like.dtype)
-    return base ** (2 * steps / (head // 2))
+    return base ** (2 * steps / (head // (axes if full else 2)))
 
 
 def coordinates(grid: Sequence[int], *, device: torch.device, dtype: torch.dtype) -> Coordinates:
@@ -68,9 +69,9 @@ def coordinates_mm(
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1).flatten(0, -2)
 
 
-def rotation(places: Coordinates, head: int, base: float) -> Rotation:
+def rotation(places: Coordinates, head: int, base: float, full: bool = False) -> Rotation:
     """Angles of patches at `places` for heads of `head` channels, a multiple of 2 · axes."""
-    axis = periods(head, places.shape[1], base, places)
+    axis = periods(head, places.shape[1], base, places, full)
     angles = (2 * math.pi * places[:, :, None] / axis).flatten(1)
     return Rotation(angles.cos(), angles.sin())
 

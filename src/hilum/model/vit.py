@@ -65,8 +65,9 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_2d = PatchEmbed(config.width, config.channels, config.patch, axes=2)
-        self.patch_3d = PatchEmbed(config.width, config.channels, config.patch, axes=3)
+        flat, deep = config.patch_base(2), config.patch_base(3)
+        self.patch_2d = PatchEmbed(config.width, config.channels, flat, axes=2) if config.slices else None
+        self.patch_3d = PatchEmbed(config.width, config.channels, deep, axes=3)
         self.cls = nn.Parameter(torch.empty(1, 1, config.width))
         self.registers = nn.Parameter(torch.empty(1, config.registers, config.width))
         self.mask_token = nn.Parameter(torch.empty(config.width))
@@ -81,7 +82,8 @@ class ViT(nn.Module):
         if self.cls.is_meta:
             return
         for embed in (self.patch_2d, self.patch_3d):
-            embed.reset(generator)
+            if embed is not None:
+                embed.reset(generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _normal(module.weight, generator)
@@ -99,8 +101,17 @@ class ViT(nn.Module):
     @torch.no_grad()
     def inflate(self, how: Inflation = "average") -> None:
         """The 3D patch embedding from the 2D one (`patch.inflate_kernel`). Once, when a model leaves slices
-        for volumes: what the 3D embedding has learned is gone."""
-        self.patch_3d.weight.copy_(inflate_kernel(self.patch_2d.weight, self.config.patch, how))
+        for volumes: what the 3D embedding has learned is gone.
+
+        Raises:
+            UsageError: `CONFIG_VALUE` for a model without slices.
+        """
+        if self.patch_2d is None:
+            raise UsageError(
+                "CONFIG_VALUE", "what is inflated read slices", expected="slices: true", got="slices: false"
+            )
+        depth = self.config.patch_base(3)[2]
+        self.patch_3d.weight.copy_(inflate_kernel(self.patch_2d.weight, depth, how))
         self.patch_3d.bias.copy_(self.patch_2d.bias)
 
     def draw(self, batch: int, generator: torch.Generator | None = None) -> TrainNoise:
@@ -197,13 +208,16 @@ class ViT(nn.Module):
     def _embedded(
         self, image: torch.Tensor, patch: int | Sequence[int] | None, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]:
-        if image.dim() not in (4, 5):
-            expected = "(B, C, X, Y) or (B, C, X, Y, Z)"
+        embed = {4: self.patch_2d, 5: self.patch_3d}.get(image.dim())
+        if embed is None:
+            expected = "(B, C, X, Y) or (B, C, X, Y, Z)" if self.config.slices else "(B, C, X, Y, Z)"
             raise InputRefused(
-                "MODEL_INPUT", "a picture is a slice or a volume", expected=expected, got=tuple(image.shape)
+                "MODEL_INPUT",
+                "a picture has the axes that the model reads",
+                expected=expected,
+                got=tuple(image.shape),
             )
-        embed = self.patch_2d if image.dim() == 4 else self.patch_3d
-        sizes = patch_sizes(self.config.patch if patch is None else patch, embed.axes)
+        sizes = patch_sizes(self.config.patch_base(embed.axes) if patch is None else patch, embed.axes)
         grid = embed.grid(image, sizes)
         tokens = embed(image, sizes)
         if mask is None:
@@ -254,7 +268,9 @@ class ViT(nn.Module):
             places = coordinates_mm(grid, patch_mm, self.config.extent_mm, device=device, dtype=dtype)
         if noise is not None:
             places = places * noise.rescale.to(places)
-        return rotation(places, self.config.head, self.config.rope_base)
+        if self.config.rope_reversed:
+            places = places.flip(-1)
+        return rotation(places, self.config.head, self.config.rope_base, self.config.rope_full)
 
     def _output(self, x: torch.Tensor, grid: tuple[int, ...], norm: bool) -> ViTOutput:
         x = self.norm(x) if norm else x

@@ -1,5 +1,5 @@
-"""The block of a vision transformer: pre-norm, no bias on queries, keys and values, LayerScale, and branches
-that leave out part of a batch (DINOv2: Oquab et al., TMLR 2024).
+"""The block of a vision transformer: pre-norm, no bias on queries, keys and values unless asked for,
+LayerScale, and branches that leave out part of a batch (DINOv2: Oquab et al., TMLR 2024).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.proj = nn.Linear(config.width, config.width)
 
     def forward(self, x: AllTokens, table: Rotation) -> AllTokens:
