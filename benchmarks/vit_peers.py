@@ -15,12 +15,16 @@ import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 
+from hilum.convert.run import import_encoder
+from hilum.io.encoder_file import load_encoder
 from hilum.io.weights import preset_data
+from hilum.model.encoder import build_encoder, load_tensors
 from hilum.model.preset import BackbonePreset
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
@@ -137,6 +141,46 @@ def agreement(job: dict[str, Any]) -> dict[str, float]:
     return worst
 
 
+def imported(job: dict[str, Any]) -> dict[str, float]:
+    """Largest differences after `hilum import`: the public model's weights through a torch archive, the
+    public model on [Z, Y, X] and ours on [X, Y, Z]."""
+    config = replace(config_of(job["preset"]), rope_bf16=True)
+    public = public_model(config, job["checkout"]).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in public.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    state = {f"backbone.{name}": tensor for name, tensor in public.state_dict().items()}
+    ours = through_import("flexict", {"teacher": state}, kind="3d")
+    worst = {}
+    for shape in ((96, 64), (32, 48, 16)):
+        back = list(range(len(shape) + 1, 1, -1))
+        for patch in (8, 16):
+            image = torch.randn(2, 1, *shape, generator=generator)
+            getattr(public, f"patch_embed_{len(shape)}D").set_patch_size(patch)
+            with torch.inference_mode():
+                out = ours(image.permute(0, 1, *back), patch=patch)
+                other = public.forward_features(image)
+            pairs = (
+                (out.cls, other["x_norm_clstoken"]),
+                (out.registers, other["x_storage_tokens"]),
+                (out.maps().permute(0, 1, *back).flatten(2).mT, other["x_norm_patchtokens"]),
+            )
+            worst[f"{len(shape)}D, patch {patch}"] = max((a - b).abs().max().item() for a, b in pairs)
+    return worst
+
+
+def through_import(family: Any, content: Any, **options: Any) -> ViT:
+    """The backbone of an encoder folder that `hilum import` made of a torch archive."""
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder) / "public.pth", Path(folder) / "encoder"
+        torch.save(content, source)
+        import_encoder(family, source, target, **options)
+        file = load_encoder(target)
+        encoder = build_encoder(file.config)
+        load_tensors(encoder, {name: torch.from_numpy(value) for name, value in file.tensors.items()})
+    return encoder.vision.eval()
+
+
 def patch_tokens(job: dict[str, Any], config: ViTConfig) -> tuple[nn.Module, Callable[[Any], torch.Tensor]]:
     """A side's model and how to get its patch tokens."""
     if job["side"] == "plain":
@@ -190,7 +234,8 @@ def main() -> None:
     """Do the job."""
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    print(json.dumps(agreement(job) if job["task"] == "agree" else speed(job)))
+    task = {"agree": agreement, "import": imported}.get(job["task"], speed)
+    print(json.dumps(task(job)))
 
 
 if __name__ == "__main__":

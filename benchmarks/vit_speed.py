@@ -11,6 +11,9 @@ Each preset's forward and training step (AdamW) on volumes of patches of 8 voxel
 random. Each run is a process of its own; sides take turns, `rounds` times; medians. Sides differ: the plain
 one has learned places and biases where the others have rotary places, LayerScale and none.
 
+`--only import` compares what `hilum import` makes of the public model's weights, and nothing else; it writes
+benchmarks/results/import_parity.json.
+
 Writes benchmarks/results/vit_speed.json. On a busy machine CPU seconds are the ones to look at.
 """
 
@@ -59,12 +62,29 @@ def measured(job: dict[str, Any], sides: list[str], rounds: int) -> dict[str, An
     return rows
 
 
+def import_parity(base: dict[str, Any]) -> int:
+    """What `hilum import` makes of the public model's weights, beside the public model."""
+    result = {
+        "what": "largest difference of any token between the public code and Hilum after hilum import, "
+        "on the same random weights (normal, 0.2), fp32",
+        "command": "python benchmarks/vit_speed.py --only import --public DIR",
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {name: version(name) for name in ("hilum", "torch")},
+        "flexict": child({**base, "task": "import", "preset": "flexict-nano"}),
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    (HERE / "results" / "import_parity.json").write_text(text, encoding="utf-8")
+    print(text, end="")
+    return 0
+
+
 def main() -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--public", type=Path, help="checkout of the public FlexiCT code")
+    parser.add_argument("--only", choices=["import"], help="instead of everything else")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
@@ -77,6 +97,8 @@ def main() -> int:
         "repeats": options.repeats,
         "checkout": str(options.public),
     }
+    if options.only == "import":
+        return import_parity(base)
     load = round(os.getloadavg()[0], 1)
     result: dict[str, Any] = {
         "what": "tokens (patches) per second and peak memory, fp32, patch 8",

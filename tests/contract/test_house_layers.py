@@ -20,6 +20,7 @@ ORDER = (
     ("model",),
     ("objective",),
     ("train",),
+    ("convert",),
     ("read",),
     ("exam",),
     ("show",),

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from keyword import iskeyword
 
 import click
 
@@ -22,10 +23,12 @@ COMMANDS = {
     "prepare": "Make a cohort's manifest: every scan judged, every refusal listed.",
     "phantom": "Make chest CTs with known truth, with reports.",
     "train": "Train a model from a recipe.",
+    "import": "Public checkpoints as encoders of Hilum.",
     "exam": "Measure a model: every number with its interval.",
     "reports": "What reports say, and what they point at.",
 }
-"""Name -> one line for `--help`. `hilum.cli.<name>` holds `@click.command() def <name>`."""
+"""Name -> one line for `--help`. `hilum.cli.<name>` holds `@click.command() def <name>`; where that is a word
+of Python itself, `<name>_`."""
 
 USAGE, INTERNAL, INTERRUPTED = 2, 5, 130
 
@@ -41,7 +44,8 @@ class LazyGroup(click.Group):
         """Imports `hilum.cli.<name>`; None for a name that is none of ours."""
         if cmd_name not in COMMANDS:
             return None
-        found = getattr(import_module(f"hilum.cli.{cmd_name}"), cmd_name)
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        found = getattr(import_module(f"hilum.cli.{name}"), name)
         if not isinstance(found, click.Command):
             raise RunError("INTERNAL", "a command module holds its click command", got=type(found).__name__)
         return found
