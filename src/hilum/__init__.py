@@ -8,12 +8,14 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "read"]
+__all__ = ["__version__", "load", "read"]
 
 
 def __getattr__(name: str) -> Any:
     # `import hilum` stays light: a room loads when it is first named. `hilum.read` is a room that can be
-    # called.
+    # called; `hilum.load` is a function and needs torch.
     if name == "read":
         return importlib.import_module("hilum.read")
+    if name == "load":
+        return importlib.import_module("hilum.read.encoder").load
     raise AttributeError(f"module 'hilum' has no attribute {name!r}")

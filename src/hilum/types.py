@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Integer, UInt8
+from jaxtyping import Bool, Float32, Float64, Int64, Integer, UInt8
 
 VolumeHU: TypeAlias = Float32[np.ndarray, "X Y Z"]
 """HU of every voxel; air -1000, water 0."""
@@ -31,6 +31,45 @@ ProbabilityMap: TypeAlias = Float32[np.ndarray, "X Y Z"]
 
 GridMap: TypeAlias = Float32[np.ndarray, "U V W"]
 """One value per voxel of a model's grid, which is not the volume's grid `X Y Z`."""
+
+FeatureVector: TypeAlias = Float32[np.ndarray, "W"]
+"""What a backbone says of a whole scan."""
+
+PatchFeatures: TypeAlias = Float32[np.ndarray, "N W"]
+"""What it says of each patch, in the order of its grid (the last axis fastest)."""
+
+SliceVectors: TypeAlias = Float32[np.ndarray, "S W"]
+"""What it says of each of S slices."""
+
+SlicePatches: TypeAlias = Float32[np.ndarray, "S N W"]
+"""What it says of each patch of each slice."""
+
+SliceNumbers: TypeAlias = Int64[np.ndarray, "S"]
+"""Which slices of a prepared scan."""
+
+SliceHeights: TypeAlias = Float64[np.ndarray, "S"]
+"""Where they lie, mm RAS+ along Z."""
+
+EmbeddingVector: TypeAlias = Float32[np.ndarray, "E"]
+"""A scan in the space that it shares with texts; length 1."""
+
+EmbeddingRows: TypeAlias = Float32[np.ndarray, "B E"]
+"""Texts there, one per row."""
+
+ScanEmbeddings: TypeAlias = Float32[np.ndarray, "A E"] | Float32[np.ndarray, "E"]
+"""One scan there, or several."""
+
+Similarities: TypeAlias = Float32[np.ndarray, "A B"] | Float32[np.ndarray, "B"]
+"""Cosine times scale, of each scan with each text; of one scan a row alone."""
+
+PatchValues: TypeAlias = Float32[np.ndarray, "N"]
+"""One number per patch."""
+
+PatchBits: TypeAlias = Bool[np.ndarray, "N"]
+"""One bit per patch."""
+
+Probabilities: TypeAlias = Float32[np.ndarray, "D"]
+"""One probability per question asked."""
 
 AffineRas: TypeAlias = Float64[np.ndarray, "4 4"]
 """Voxel index -> patient mm, RAS+."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hilum.cohort.prep_presets import Pipeline, pipeline
+from hilum.cohort.prep_presets import Pipeline
 from hilum.io.encoder_file import EncoderConfig, EncoderFile
 from hilum.model.encoder import build_encoder, tensors_of
 
@@ -26,7 +26,6 @@ SLICES = Pipeline(
     fit_vox=(64, 64, 0), pad="min",
 )  # fmt: skip
 CARD = {"name": "tiny", "synthetic": True, "trained_on": "nothing: random weights", "licence": "Apache-2.0"}
-PRESETS = {"2d": pipeline("flexict-2d"), "3d": pipeline("flexict-3d")}
 
 
 class StandInTower(nn.Module):
@@ -42,11 +41,29 @@ class StandInTower(nn.Module):
         return (self.words(ids) * seen).sum(1) / seen.sum(1).clamp_min(1)
 
 
+class StandInTokens:
+    """One token per letter, behind the contract of `text.tokens.Tokens`."""
+
+    def __init__(self, text: str, side: str = "right") -> None:
+        self.text = text
+
+    def __call__(self, texts: list[str], max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = [[ord(letter) % 40 for letter in text][:max_tokens] for text in texts]
+        longest = max([1, *map(len, rows)])
+        ids = np.array([row + [0] * (longest - len(row)) for row in rows], dtype=np.int64)
+        mask = np.array([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
+        return ids, mask
+
+
 def stand_in(monkeypatch: Any) -> None:
-    """`hilum.model.text_tower` is the tower above."""
-    module = ModuleType("hilum.model.text_tower")
-    module.TextTower = StandInTower  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hilum.model.text_tower", module)
+    """Text tower and tokens are those below: no language model is needed to test what surrounds one."""
+    for name, what, kind in (
+        ("model.text_tower", "TextTower", StandInTower),
+        ("text.tokens", "Tokens", StandInTokens),
+    ):
+        module = ModuleType(f"hilum.{name}")
+        setattr(module, what, kind)
+        monkeypatch.setitem(sys.modules, f"hilum.{name}", module)
 
 
 def config_of(kind: str = "3d", **changes: Any) -> dict[str, Any]:

@@ -8,12 +8,14 @@ back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from hilum.errors import UsageError
+from hilum.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
     from hilum.cohort.pipeline import PipelineTrace
@@ -25,6 +27,7 @@ Values = Literal["hu", "thousandth", "unit", "zscore-scan", "zscore-slice", "cla
 Fit = Literal["keep", "shape", "at-least", "pad-multiple", "crop-multiple"]
 Codec = Literal["zstd", "lz4"]
 Three = tuple[float, float, float]
+_AXES = ["AP", "RL", "SI"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,57 @@ class Pipeline:
     def facts(self) -> dict[str, Any]:
         """Every setting, for receipts and for the store (JSON types only)."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Pipeline:
+        """The pipeline that `facts` are of, checked: they come from a file.
+
+        Raises:
+            WeightsError: `CONFIG_KEY` for an unknown or missing setting, `CONFIG_VALUE` for a value that is
+                none.
+        """
+        known = [f.name for f in fields(cls)]
+        if wrong := sorted(set(facts) - set(known)) or sorted({"name"} - set(facts)):
+            near = get_close_matches(wrong[0], known, n=1)
+            hint = f"Did you mean {near[0]}?" if near and wrong[0] not in known else None
+            raise WeightsError(
+                "CONFIG_KEY", "a preparation has known settings", expected=known, got=wrong, hint=hint
+            )
+        from pydantic import TypeAdapter, ValidationError  # heavy, and only files need it
+
+        try:
+            found = TypeAdapter(cls).validate_python(dict(facts))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise WeightsError(
+                "CONFIG_VALUE", f"setting {where} of a preparation: {first['msg']}", got=first["input"]
+            ) from None
+        found._require_sense()
+        return found
+
+    def _require_sense(self) -> None:
+        """What types do not say.
+
+        Raises:
+            WeightsError: `CONFIG_VALUE`.
+        """
+        sizes = [s for triple in (self.spacing_mm, self.coarser_mm) for s in triple or ()]
+        low, high = self.clip_hu or (0.0, 1.0)
+        wrong = None
+        if (
+            sorted(pair for axis in self.axes for pair in _AXES if axis in pair) != _AXES
+            or len(self.axes) != 3
+        ):
+            wrong = ("axes are a letter of RL, AP and SI each", self.axes)
+        elif not all(0 < size < math.inf for size in sizes):
+            wrong = ("voxels have a size in mm", sizes)
+        elif not -math.inf < low < high < math.inf:
+            wrong = ("clip_hu is a range of HU", self.clip_hu)
+        elif min(self.squash_vox or (1,)) < 1 or min(self.fit_vox) < (0 if self.fit == "shape" else 1):
+            wrong = ("grids have voxels along every axis", (self.squash_vox, self.fit_vox))
+        if wrong is not None:
+            raise WeightsError("CONFIG_VALUE", f"of a preparation, {wrong[0]}", got=wrong[1])
 
 
 _EXACT = Pipeline(

@@ -1,0 +1,339 @@
+"""A trained encoder in use: a scan or its path in, features in millimetres out; texts, and what fits what.
+
+`hilum.load("runs/flexict-text")` opens a folder of `io.encoder_file`. Preparation is the one of its training,
+rebuilt from the folder; the model is in evaluation mode and stays there. Nothing is written but by `save`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hilum.cohort.prep_presets import Pipeline
+from hilum.errors import UsageError
+from hilum.io.encoder_file import CONFIG, EncoderConfig, EncoderFile, is_encoder, load_encoder, save_encoder
+from hilum.model.encoder import Encoder, build_encoder, load_tensors, tensors_of, unit, without_text
+from hilum.model.patch import patch_sizes
+from hilum.read.encoder_run import Precision, Progress, Runner
+from hilum.read.encoder_windows import OVERLAP, cover, field_of, middle, uncropped
+from hilum.read.features import SliceFeatures, VolumeFeatures
+from hilum.read.maps import finite
+from hilum.types import EmbeddingRows, Probabilities, ScanEmbeddings, Similarities
+from hilum.volume import CTVolume
+
+Scan = str | Path | CTVolume
+Patch = int | Sequence[int]
+TEXTS = 64
+"""Texts that go through the tower at once."""
+
+
+class LoadedEncoder:
+    """An encoder, ready. Made by `load`.
+
+    Attributes:
+        config, card: of its folder. encoder: the modules, in evaluation mode.
+    """
+
+    def __init__(self, file: EncoderFile, device: str = "cpu", precision: Precision = "fp32") -> None:
+        if precision not in ("fp32", "bf16"):
+            raise UsageError("OPTION_UNKNOWN", "a precision is known", expected="fp32 | bf16", got=precision)
+        self.config: EncoderConfig = file.config
+        self.card: dict[str, Any] = dict(file.card)
+        self._tokenizer = file.tokenizer
+        self._types = {name: tensor.dtype for name, tensor in file.tensors.items()}
+        self._prep = Pipeline.from_facts(self.config.prep)
+        self._prep_2d = self._slices_prep()
+        self._tokens = None if file.tokenizer is None else _tokens(file.tokenizer)
+        self._field = field_of(self._prep, self.config.field_vox)
+        on = _device(device)
+        self.encoder = _built(file).eval().to(on)
+        self._runner = Runner(self.encoder, on, precision)
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.encoder.parameters()) / 1e6
+        return f"LoadedEncoder({self.card['name']} · {self.config.kind} · {millions:.1f} M parameters)"
+
+    def encode_volume(self, scan: Scan, *, patch: Patch | None = None) -> VolumeFeatures:
+        """The field in the middle of a scan, as the model saw whole fields in training.
+
+        Args:
+            scan: a volume, or the path of a DICOM folder or zip, NIfTI, NRRD or NPZ.
+            patch: voxels of a patch, one number or one per axis; None takes the config's.
+
+        Raises:
+            InputRefused: the input cannot be trusted; `PATCH_GRID` for patches larger than the field.
+            UsageError: `MODEL_INPUT` for a model of slices. RunError: `OUTPUT_NONFINITE`.
+        """
+        self._require_volumes()
+        sizes = patch_sizes(self.config.patch if patch is None else patch, 3)
+        tensor, trace = self._prep.apply(_opened(scan))
+        return self._runner.volume(tensor, trace, middle(trace.grid.shape, self._field, sizes))
+
+    def encode_scan(
+        self,
+        scan: Scan,
+        *,
+        patch: Patch | None = None,
+        overlap: float = OVERLAP,
+        batch: int = 1,
+        progress: Progress | None = None,
+    ) -> VolumeFeatures:
+        """All of a scan. One larger than the field is seen in windows of the field; patches are averaged
+        where windows overlap, CLS and what the embedding is made of over all windows.
+
+        Args:
+            scan, patch: as of `encode_volume`. overlap: least share of a window that the next sees again.
+            batch: windows at once. progress: called after each batch.
+
+        Raises:
+            As of `encode_volume`; UsageError: `CONFIG_VALUE` for an overlap or batch that is none.
+        """
+        self._require_volumes()
+        sizes = patch_sizes(self.config.patch if patch is None else patch, 3)
+        tensor, trace = uncropped(self._prep).apply(_opened(scan))
+        windows = cover(trace.grid.shape, self._field, sizes, overlap)
+        return self._runner.volume(tensor, trace, windows, batch, progress)
+
+    def encode_slices(
+        self,
+        scan: Scan,
+        every: int = 1,
+        indices: Sequence[int] | None = None,
+        *,
+        patch: Patch | None = None,
+        batch: int = 8,
+        progress: Progress | None = None,
+    ) -> SliceFeatures:
+        """Axial slices of a prepared scan, each alone.
+
+        Args:
+            scan: as of `encode_volume`. every: one in so many, from half as many on.
+            indices: which slices of the prepared scan instead; they need not be in order.
+            patch: voxels of a patch, one number or one per axis. batch: slices at once.
+
+        Raises:
+            UsageError: `MODEL_INPUT` for a model that never saw slices, `CONFIG_VALUE` for a slice that is
+                not there. Others as of `encode_volume`.
+        """
+        prep = self._prep_2d
+        if prep is None:
+            raise UsageError(
+                "MODEL_INPUT",
+                "slices need a model that was trained on some",
+                expected="kind 2d, or a prep_2d in config.json",
+                got=f"kind {self.config.kind} without",
+                hint="Use encode_volume or encode_scan.",
+            )
+        sizes = patch_sizes(self.config.patch if patch is None else patch, 2)
+        tensor, trace = prep.apply(_opened(scan))
+
+        def choose(there: np.ndarray, count: int) -> list[int]:
+            return _chosen(there, count, every, indices)
+
+        return self._runner.slices(tensor, trace, sizes, choose, batch, progress)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> EmbeddingRows:
+        """Texts in the space of scans, one row each, of length 1 (zeros for a text without a token).
+
+        Raises:
+            UsageError: `MODEL_INPUT` for a model without reports, or one text that is not in a list.
+            ReportError: `TEXT_ENCODING`.
+        """
+        text, tokens = self.config.text, self._tokens
+        if self.encoder.text is None or text is None or tokens is None:
+            raise without_text("a text")
+        if isinstance(texts, str):
+            raise UsageError("MODEL_INPUT", "texts are a list", expected="a list of str", got="one str")
+        given = [text.prefix + (one.lower() if text.lower else one) for one in texts]
+        rows = [np.zeros((0, int(self.config.embedding or 0)), dtype=np.float32)]
+        for start in range(0, len(given), TEXTS):
+            ids, mask = tokens(given[start : start + TEXTS], text.max_tokens)
+            with self._runner.autocast():
+                found = self.encoder.text(
+                    torch.from_numpy(ids).to(self._runner.device),
+                    torch.from_numpy(mask).to(self._runner.device),
+                )
+            rows.append(unit(found).float().cpu().numpy())
+        return finite(np.concatenate(rows), "the embeddings of texts")
+
+    @torch.inference_mode()
+    def similarity(self, scans: ScanEmbeddings, texts: EmbeddingRows) -> Similarities:
+        """Cosine times the learned scale (1 to 100): logits over texts for each scan.
+
+        Args:
+            scans: `VolumeFeatures.embedding`, or several, one per row. texts: of `encode_text`.
+
+        Raises:
+            UsageError: `MODEL_INPUT` for a model without reports, or embeddings of another space.
+        """
+        if self.encoder.temperature is None:
+            raise without_text("a similarity of scans and texts")
+        wrong = [array.shape for array in (scans, texts) if array.shape[-1] != self.config.embedding]
+        if wrong:
+            raise UsageError(
+                "MODEL_INPUT",
+                "scans and texts lie in the model's space",
+                expected=f"{self.config.embedding} numbers each",
+                got=wrong[0],
+            )
+        return np.asarray(float(self.encoder.temperature()) * (scans @ texts.T), dtype=np.float32)
+
+    def zero_shot(
+        self, scan: Scan | VolumeFeatures, positives: Sequence[str], negatives: Sequence[str]
+    ) -> Probabilities:
+        """How much more a scan is like each positive than like its negative: softmax over the two.
+
+        Args:
+            scan: as of `encode_volume`, which is used, or features that are there already.
+            positives, negatives: as many of each; `prompts` makes FlexiCT's.
+
+        Raises:
+            UsageError: `CONFIG_VALUE` for lists of different length. Others as of `encode_volume` and
+                `encode_text`.
+        """
+        if len(positives) != len(negatives):
+            raise UsageError(
+                "CONFIG_VALUE",
+                "every positive has its negative",
+                expected=f"{len(positives)} negatives",
+                got=len(negatives),
+            )
+        texts = self.encode_text([*positives, *negatives])
+        features = scan if isinstance(scan, VolumeFeatures) else self.encode_volume(scan)
+        if features.embedding is None:
+            raise without_text("a question to a scan")
+        logits = self.similarity(features.embedding, texts).reshape(2, -1).astype(np.float64)
+        return (1 / (1 + np.exp(logits[1] - logits[0]))).astype(np.float32)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> str:
+        """The folder again, bit for bit where nothing was changed; returns the sha256 of its weights.
+
+        Raises:
+            OutputError: `OUTPUT_EXISTS`, `OUTPUT_UNWRITABLE`.
+        """
+        tensors = {name: array.astype(self._types[name]) for name, array in tensors_of(self.encoder).items()}
+        file = EncoderFile(self.config, tensors, self._tokenizer, self.card)
+        return save_encoder(Path(folder), file, overwrite=overwrite)
+
+    def _slices_prep(self) -> Pipeline | None:
+        if self.config.prep_2d is not None:
+            return Pipeline.from_facts(self.config.prep_2d)
+        return self._prep if self.config.kind == "2d" else None
+
+    def _require_volumes(self) -> None:
+        if self.config.kind == "2d":
+            raise UsageError(
+                "MODEL_INPUT",
+                "volumes need a model that was trained on some",
+                expected="kind 3d or 3d-vlm",
+                got="kind 2d",
+                hint="Use encode_slices.",
+            )
+
+
+def load(name: str | Path, device: str = "cpu", *, precision: Precision = "fp32") -> LoadedEncoder:
+    """An encoder out of its folder.
+
+    Args:
+        name: a folder that training or `hilum import` wrote, or the name of one that ships.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` for a GPU where there is one.
+        precision: ``bf16`` for matrix products in bfloat16.
+
+    Raises:
+        UsageError: `MODEL_UNKNOWN`, `OPTION_UNKNOWN`. WeightsError: the folder cannot be trusted, or lacks a
+            part: as of `io.encoder_file.load_encoder` and `model.encoder.load_tensors`.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        _require_encoder(folder)
+        return LoadedEncoder(load_encoder(folder), device, precision)
+    shipped = files("hilum") / "weights"
+    with as_file(shipped) as root:
+        known = sorted(path.name for path in root.iterdir() if is_encoder(path))
+        if str(name) not in known:
+            raise UsageError(
+                "MODEL_UNKNOWN",
+                "an encoder is a folder, or ships with Hilum",
+                expected=", ".join(["a folder", *known]),
+                got=name,
+            )
+        return LoadedEncoder(load_encoder(root / str(name)), device, precision)
+
+
+def prompts(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """FlexiCT's questions about abnormalities (spec §4): positives and negatives."""
+    return [f"{name} ." for name in names], [f"No {name}." for name in names]
+
+
+def _require_encoder(folder: Path) -> None:
+    """A folder of another kind is told apart from a damaged one."""
+    if not (folder / CONFIG).exists() and (folder / "card.json").is_file():
+        raise UsageError(
+            "MODEL_UNKNOWN",
+            "an encoder's folder has a config.json",
+            got="a model that reads scans",
+            path=folder,
+            hint="Use hilum.read with model=.",
+        )
+
+
+def _built(file: EncoderFile) -> Encoder:
+    # fresh weights are drawn and then replaced: the caller's random numbers stay where they were
+    with torch.random.fork_rng(devices=[]):
+        encoder = build_encoder(file.config)
+    load_tensors(encoder, {name: torch.from_numpy(array) for name, array in file.tensors.items()})
+    return encoder
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(
+            "OPTION_UNKNOWN",
+            "a device is there",
+            expected="cpu, cuda, auto",
+            got=f"{name}: {str(error).splitlines()[0]}",
+        ) from None
+    return device
+
+
+def _opened(scan: Scan) -> CTVolume:
+    if isinstance(scan, CTVolume):
+        return scan
+    from hilum.io.open import open_volume  # the decoders are heavy and not needed for a volume in memory
+
+    return open_volume(scan)
+
+
+def _tokens(text: str) -> Any:
+    # the tokenizers' library is an extra, and only models of reports need it
+    from hilum.text.tokens import Tokens
+
+    return Tokens(text)
+
+
+def _chosen(there: np.ndarray, count: int, every: int, indices: Sequence[int] | None) -> list[int]:
+    """Numbers of slices; without `indices` of those that the scan has and padding has not."""
+    if indices is None:
+        if every < 1:
+            raise UsageError("CONFIG_VALUE", "every is a number of slices", expected=">= 1", got=every)
+        return [int(k) for k in there[min(every // 2, len(there) - 1) :: every]]
+    wrong = [k for k in indices if not 0 <= k < count]
+    if wrong or not len(indices):
+        raise UsageError(
+            "CONFIG_VALUE",
+            "slices are those of the prepared scan",
+            expected=f"0 to {count - 1}, one at least",
+            got=wrong[:5] or "none",
+        )
+    return [int(k) for k in indices]

@@ -1,0 +1,154 @@
+"""A scan through a backbone: windows or slices in batches, and what they say, put together where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+
+from hilum.cohort.pipeline import PipelineTrace, letters_axis
+from hilum.errors import UsageError
+from hilum.geometry import AxisMap, Geometry
+from hilum.model.encoder import Encoder, unit
+from hilum.model.vit import ViTOutput
+from hilum.read.encoder_windows import Windows, box, middle, padding
+from hilum.read.features import SliceFeatures, VolumeFeatures
+from hilum.read.maps import finite
+from hilum.tensors import ScanBatch
+from hilum.types import EmbeddingVector
+
+Precision = Literal["fp32", "bf16"]
+Progress = Callable[[int, int], None]
+"""Called with windows or slices done, and all."""
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Where and how exactly an encoder runs.
+
+    Args:
+        encoder: in evaluation mode, on `device`. precision: of matrix products.
+    """
+
+    encoder: Encoder
+    device: torch.device
+    precision: Precision = "fp32"
+
+    def autocast(self) -> AbstractContextManager:
+        """Around every call of a module."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @torch.inference_mode()
+    def volume(
+        self,
+        prepared: ScanBatch,
+        trace: PipelineTrace,
+        windows: Windows,
+        batch: int = 1,
+        progress: Progress | None = None,
+    ) -> VolumeFeatures:
+        """Features of a prepared scan, put together from `windows`, `batch` of them at once.
+
+        Raises:
+            UsageError: `CONFIG_VALUE` for a batch of none. RunError: `OUTPUT_NONFINITE`.
+        """
+        scan = prepared[0, 0]
+        fill, width = padding(trace, scan), self.encoder.vision.config.width
+        cls, total = torch.zeros(width), torch.zeros(*windows.grid, width)
+        times, embeddings, done = torch.zeros(*windows.grid, 1), [], 0
+        for some in _batches(list(windows), batch):
+            out = self._vision([windows.show(scan, at, fill) for at in some], windows.patch, trace.grid)
+            cls += out.cls.sum(0)
+            if self.encoder.projection is not None:
+                embeddings.append(self.encoder.project(out).cpu())
+            for at, found in zip(some, out.patches, strict=True):
+                total[windows.patches(at)] += found.unflatten(0, out.grid)
+                times[windows.patches(at)] += 1
+            done += len(some)
+            if progress is not None:
+                progress(done, len(windows))
+        return VolumeFeatures(
+            finite((cls / len(windows)).numpy(), "CLS"),
+            finite((total / times).flatten(0, 2).numpy(), "the patches"),
+            _embedding(embeddings),
+            windows.geometry(trace.grid),
+            windows,
+            trace,
+        )
+
+    @torch.inference_mode()
+    def slices(
+        self,
+        prepared: ScanBatch,
+        trace: PipelineTrace,
+        sizes: tuple[int, ...],
+        choose: Callable[[np.ndarray, int], list[int]],
+        batch: int = 8,
+        progress: Progress | None = None,
+    ) -> SliceFeatures:
+        """Features of axial slices of a prepared scan, each alone.
+
+        Args:
+            sizes: voxels of a patch. choose: numbers of slices, out of those that the scan has (padding has
+                more) and of how many there are.
+
+        Raises:
+            As of `volume`.
+        """
+        axis = letters_axis(trace.pipeline.axes, "S")
+        a, b = (other for other in range(3) if other != axis)
+        stack = prepared[0, 0].permute(axis, a, b)
+        grid = AxisMap((a, b, axis), (False, False, False), trace.grid.shape).geometry(trace.grid)
+        there = trace.source.covers(grid).any((0, 1)).nonzero()[0]
+        chosen = choose(there, len(stack))
+        flat = middle((stack.shape[1], stack.shape[2]), (0, 0), sizes)
+        cls, patches, done = [], [], 0
+        for some in _batches(chosen, batch):
+            shown = [box(stack[k], flat.start, flat.size, padding(trace, stack[k])) for k in some]
+            out = self._vision(shown, sizes, grid)
+            cls.append(out.cls)
+            patches.append(out.patches)
+            done += len(some)
+            if progress is not None:
+                progress(done, len(chosen))
+        places = flat.stacked(len(stack)).geometry(grid)
+        return SliceFeatures(
+            finite(torch.cat(cls).numpy(), "CLS"),
+            finite(torch.cat(patches).numpy(), "the patches"),
+            (flat.grid[0], flat.grid[1]),
+            np.array(chosen, dtype=np.int64),
+            _heights(places, chosen),
+            places,
+        )
+
+    def _vision(self, pictures: Sequence[torch.Tensor], sizes: tuple[int, ...], grid: Geometry) -> ViTOutput:
+        """Tokens in float32; patches and CLS on the CPU."""
+        batch = torch.stack(list(pictures))[:, None].to(self.device)
+        with self.autocast():
+            out = self.encoder.vision(batch, patch=sizes, spacing_mm=grid.spacing_mm[: len(sizes)])
+        return ViTOutput(out.cls.float().cpu(), out.registers, out.patches.float().cpu(), out.grid)
+
+
+def _embedding(projected: list[torch.Tensor]) -> EmbeddingVector | None:
+    """The mean over windows, then length 1: the projection is linear, so this is that of mean tokens."""
+    if not projected:
+        return None
+    return finite(unit(torch.cat(projected).mean(0, keepdim=True))[0].numpy(), "the embedding")
+
+
+def _heights(places: Geometry, chosen: Sequence[int]) -> np.ndarray:
+    """Of the centres of slices, mm RAS+."""
+    a, b = ((n - 1) / 2 for n in places.shape[:2])
+    return places.to_mm(np.array([(a, b, k) for k in chosen]))[:, 2]
+
+
+def _batches(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+    if size < 1:
+        raise UsageError("CONFIG_VALUE", "a batch holds something", expected=">= 1", got=size)
+    return [items[start : start + size] for start in range(0, len(items), size)]
