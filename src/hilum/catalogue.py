@@ -201,6 +201,7 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + STORE_DAMAGED refuse A store of prepared scans holds what was written into it.
 + KEY_DUPLICATE refuse Every scan of a store has a key of its own.
 + WORKER_LOST refuse A worker lives until its scan is done.
++ TOKENIZER_FILE refuse A tokenizer is a whole tokenizer.json.
 + EXTRA_MISSING refuse What a command needs is installed.
 + INTERNAL refuse Whatever happens, an error has a code; this one is a fault of Hilum.
 """

@@ -209,3 +209,21 @@ SliceKernel: TypeAlias = Float[Tensor, "W C P Q"]
 
 VolumeKernel: TypeAlias = Float[Tensor, "W C P Q R"]
 """A kernel for volumes."""
+
+TextIds: TypeAlias = Int64[Tensor, "B L"]
+"""`types.TokenIds` as a tensor: L tokens per text."""
+
+TextMask: TypeAlias = Bool[Tensor, "B L"]
+"""True where a token is seen, False where it pads."""
+
+TextStates: TypeAlias = Float[Tensor, "B L W"]
+"""What a text tower says of every token."""
+
+TextWeights: TypeAlias = Float[Tensor, "B L"]
+"""How much each token counts in the pooled embedding of its text."""
+
+TextQuery: TypeAlias = Float[Tensor, "W"]
+"""The learned query of attention pooling."""
+
+PooledText: TypeAlias = Float[Tensor, "B W"]
+"""One vector per text, not normalised."""

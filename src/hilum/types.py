@@ -88,3 +88,9 @@ PointMm: TypeAlias = Float64[np.ndarray, "3"]
 
 SpacingMm: TypeAlias = tuple[float, float, float]
 """Distance between voxel centres along each array axis, mm."""
+
+TokenIds: TypeAlias = Int64[np.ndarray, "B L"]
+"""Numbers of a tokenizer's vocabulary, one row per text, padded to the longest."""
+
+TokenMask: TypeAlias = Bool[np.ndarray, "B L"]
+"""True where a token belongs to the text (special tokens included), False where it pads."""
