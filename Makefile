@@ -1,9 +1,9 @@
 # Verbs of the house. PYTHON is the environment made by tools/install.py.
 PYTHON ?= .venv/bin/python
 
-.PHONY: help setup test lint types docs bench hostile house
+.PHONY: help setup test lint types docs bench hostile house same-loss
 help:
-	@echo "setup test lint types docs bench hostile house"
+	@echo "setup test lint types docs bench hostile house same-loss"
 setup:
 	python3 tools/install.py --dev
 test:
@@ -22,3 +22,5 @@ hostile:
 	$(PYTHON) -m pytest tests/hostile tests/kill tests/property
 house:
 	$(PYTHON) tools/house.py
+same-loss:
+	$(PYTHON) tools/same_loss.py $(A) $(B)
