@@ -424,3 +424,10 @@ def test_importing_hilum_stays_light_with_load_in_it():
         "sys.exit(bool(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def test_a_backbone_whose_patch_is_no_cube_keeps_it(hu):
+    model = LoadedEncoder(file_of(net={"patch_z": 4}))
+    assert model.encode_volume(volume(hu)).grid == (4, 4, 8)
+    assert model.encode_volume(volume(hu), patch=16).grid == (2, 2, 2)
+    assert LoadedEncoder(file_of(patch=16)).encode_volume(volume(hu)).grid == (2, 2, 2)

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "Train a model from a recipe.",
     "import": "Public checkpoints as encoders of Hilum.",
     "exam": "Measure a model: every number with its interval.",
+    "models": "Presets and models: size, what trained them, licence.",
     "reports": "What reports say, and what they point at.",
 }
 """Name -> one line for `--help`. `hilum.cli.<name>` holds `@click.command() def <name>`; where that is a word

@@ -70,7 +70,7 @@ class LoadedEncoder:
             UsageError: `MODEL_INPUT` for a model of slices. RunError: `OUTPUT_NONFINITE`.
         """
         self._require_volumes()
-        sizes = patch_sizes(self.config.patch if patch is None else patch, 3)
+        sizes = self._sizes(patch, 3)
         tensor, trace = self._prep.apply(_opened(scan))
         return self._runner.volume(tensor, trace, middle(trace.grid.shape, self._field, sizes))
 
@@ -94,7 +94,7 @@ class LoadedEncoder:
             As of `encode_volume`; UsageError: `CONFIG_VALUE` for an overlap or batch that is none.
         """
         self._require_volumes()
-        sizes = patch_sizes(self.config.patch if patch is None else patch, 3)
+        sizes = self._sizes(patch, 3)
         tensor, trace = uncropped(self._prep).apply(_opened(scan))
         windows = cover(trace.grid.shape, self._field, sizes, overlap)
         return self._runner.volume(tensor, trace, windows, batch, progress)
@@ -129,7 +129,7 @@ class LoadedEncoder:
                 got=f"kind {self.config.kind} without",
                 hint="Use encode_volume or encode_scan.",
             )
-        sizes = patch_sizes(self.config.patch if patch is None else patch, 2)
+        sizes = self._sizes(patch, 2)
         tensor, trace = prep.apply(_opened(scan))
 
         def choose(there: np.ndarray, count: int) -> list[int]:
@@ -220,6 +220,12 @@ class LoadedEncoder:
         tensors = {name: array.astype(self._types[name]) for name, array in tensors_of(self.encoder).items()}
         file = EncoderFile(self.config, tensors, self._tokenizer, self.card)
         return save_encoder(Path(folder), file, overwrite=overwrite)
+
+    def _sizes(self, patch: Patch | None, axes: int) -> tuple[int, ...]:
+        """Voxels of a patch; a backbone whose own patch is no cube keeps its shape unless told otherwise."""
+        net = self.encoder.vision.config
+        own = net.patch_base(axes) if self.config.patch == net.patch else self.config.patch
+        return patch_sizes(own if patch is None else patch, axes)
 
     def _slices_prep(self) -> Pipeline | None:
         if self.config.prep_2d is not None:

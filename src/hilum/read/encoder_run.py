@@ -64,10 +64,10 @@ class Runner:
         times, embeddings, done = torch.zeros(*windows.grid, 1), [], 0
         for some in _batches(list(windows), batch):
             out = self._vision([windows.show(scan, at, fill) for at in some], windows.patch, trace.grid)
-            cls += out.cls.sum(0)
             if self.encoder.projection is not None:
                 embeddings.append(self.encoder.project(out).cpu())
-            for at, found in zip(some, out.patches, strict=True):
+            cls += out.cls.cpu().sum(0)
+            for at, found in zip(some, out.patches.cpu(), strict=True):
                 total[windows.patches(at)] += found.unflatten(0, out.grid)
                 times[windows.patches(at)] += 1
             done += len(some)
@@ -112,8 +112,8 @@ class Runner:
         for some in _batches(chosen, batch):
             shown = [box(stack[k], flat.start, flat.size, padding(trace, stack[k])) for k in some]
             out = self._vision(shown, sizes, grid)
-            cls.append(out.cls)
-            patches.append(out.patches)
+            cls.append(out.cls.cpu())
+            patches.append(out.patches.cpu())
             done += len(some)
             if progress is not None:
                 progress(done, len(chosen))
@@ -128,11 +128,11 @@ class Runner:
         )
 
     def _vision(self, pictures: Sequence[torch.Tensor], sizes: tuple[int, ...], grid: Geometry) -> ViTOutput:
-        """Tokens in float32; patches and CLS on the CPU."""
+        """Tokens in float32, on the encoder's device."""
         batch = torch.stack(list(pictures))[:, None].to(self.device)
         with self.autocast():
             out = self.encoder.vision(batch, patch=sizes, spacing_mm=grid.spacing_mm[: len(sizes)])
-        return ViTOutput(out.cls.float().cpu(), out.registers, out.patches.float().cpu(), out.grid)
+        return ViTOutput(out.cls.float(), out.registers, out.patches.float(), out.grid)
 
 
 def _embedding(projected: list[torch.Tensor]) -> EmbeddingVector | None:
