@@ -1,4 +1,4 @@
-"""`hilum exam MODEL --suite phantom|samples`."""
+"""`hilum exam MODEL --suite phantom|samples|frozen`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ EXAM_SEED = 9_000_000
 
 
 @click.command()
-@click.argument("model")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
-    "--suite", type=click.Choice(["phantom", "samples"]), required=True, help="Which frozen protocol."
+    "--suite",
+    type=click.Choice(["phantom", "samples", "frozen"]),
+    required=True,
+    help="Which frozen protocol.",
 )
 @click.option("--baseline", default="phantom-small-cam", show_default=True, help="Examined in the same run.")
 @click.option("--cases", default=60, show_default=True, type=click.IntRange(2), help="Unseen phantoms.")
@@ -24,24 +27,65 @@ EXAM_SEED = 9_000_000
 )
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes, 4 GB each.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Write the table as JSON here too."
+    "--cohort",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="frozen: what hilum prepare --prep PRESET left.",
+)
+@click.option(
+    "--fraction",
+    "fractions",
+    type=click.FloatRange(0, 1, min_open=True),
+    multiple=True,
+    default=(0.1, 0.25, 1.0),
+    show_default=True,
+    help="frozen: share of the training patients that probes learn from; may be given again.",
+)
+@click.option(
+    "--patch", type=click.IntRange(1), help="frozen: size of a patch in voxels, else each encoder's."
+)
+@click.option("--device", default="cpu", show_default=True, help="frozen: where encoders run.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write the table as JSON here too; frozen: a folder for JSON and Markdown.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
 def exam(
-    model: str,
+    models: tuple[str, ...],
     suite: str,
     baseline: str,
     cases: int,
     choose: bool,
     workers: int,
+    cohort: Path | None,
+    fractions: tuple[float, ...],
+    patch: int | None,
+    device: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Every number we publish: a model on a frozen suite, baseline in the same run."""
+    """Every number we publish: a model on a frozen suite, baseline in the same run.
+
+    phantom and samples examine one model that reads scans. frozen probes the features of encoders, any number
+    of them on the same scans (docs/exam-frozen.md).
+    """
+    if suite == "frozen":
+        from hilum.cli.exam_frozen import run_frozen
+
+        if cohort is None:
+            raise click.UsageError("--suite frozen needs --cohort PREPARED")
+        result = run_frozen(
+            models, cohort, fractions=fractions, patch=patch, device=device, out=out, quiet=as_json
+        )
+        click.echo(json.dumps(result, indent=2) if as_json else result["text"])
+        return
+    if len(models) > 1:
+        raise click.UsageError(f"--suite {suite} examines one model, got {len(models)}")
     if suite == "samples":
-        result = _samples(model)
+        result = _samples(models[0])
     else:
-        names = [model] + ([baseline] if baseline else [])
+        names = [models[0]] + ([baseline] if baseline else [])
         if choose:
             _choose(names, workers)
         result = _phantoms(names, cases, workers)

@@ -1,0 +1,67 @@
+"""`hilum exam FOLDER... --suite frozen --cohort PREPARED`: runs it, shows progress, writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def run_frozen(
+    folders: Sequence[str],
+    cohort: Path,
+    *,
+    fractions: Sequence[float],
+    patch: int | None,
+    device: str,
+    out: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """The suite's result, with `text` for a terminal.
+
+    Args:
+        folders: of encoders. cohort: prepared. fractions: of the training patients.
+        patch: voxels, None for each encoder's own. device: where networks run.
+        out: folder for frozen.json and frozen.md; None writes nothing. quiet: no progress.
+    """
+    from hilum.exam.frozen import examine_frozen
+    from hilum.exam.frozen_models import Looking
+    from hilum.exam.frozen_table import as_markdown, as_text
+    from hilum.io.atomic import atomic_write
+    from hilum.io.fetch import cache_folder
+
+    looking = Looking(patch=patch, device=device, cache=cache_folder() / "features")
+    paths = [Path(folder) for folder in folders]
+    with progress_bars(quiet) as steps:
+        result = examine_frozen(paths, cohort, looking=looking, fractions=fractions, steps=steps)
+    facts = result.as_dict()
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        written = {
+            "frozen.json": json.dumps(facts, indent=1, allow_nan=False) + "\n",
+            "frozen.md": as_markdown(result),
+        }
+        for name, text in written.items():
+            with atomic_write(out / name) as file:
+                file.write(text.encode("utf-8"))
+    return {**facts, "text": as_text(result)}
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar per kind of work on stderr, with the time that is left; `quiet` shows nothing."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    tasks: dict[str, Any] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+
+        def steps(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.advance(tasks[what], done)
+
+        yield steps

@@ -1,0 +1,94 @@
+"""The frozen-feature suite's tables, as plain text and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hilum.exam.bootstrap import Interval
+from hilum.exam.frozen import FrozenResult
+from hilum.exam.frozen_measure import Measured
+from hilum.text.vocabulary import FINDINGS
+
+UNMEASURED = "not measured"
+
+
+def as_text(result: FrozenResult) -> str:
+    """Macro figures, differences to the best baseline, and figures per finding."""
+    return "\n\n".join(_plain(title, head, body) for title, head, body in tables(result)) + "\n"
+
+
+def as_markdown(result: FrozenResult) -> str:
+    """The same tables."""
+    return "\n\n".join(_piped(title, head, body) for title, head, body in tables(result)) + "\n"
+
+
+Table = tuple[str, list[str], list[list[str]]]
+"""Title, head, rows."""
+
+
+def tables(result: FrozenResult) -> list[Table]:
+    """Every table of a result."""
+    return [_macro(result), *_differences(result), _per_finding(result)]
+
+
+def shown(row: Interval) -> str:
+    """A value and its interval."""
+    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" if np.isfinite(row.value) else UNMEASURED
+
+
+def _macro(result: FrozenResult) -> Table:
+    scans = result.facts["cohort"]["scans"]
+    title = (
+        f"Macro figures on {scans['test']} test scans; probes trained on shares of {scans['train']}, chosen "
+        f"on {scans['val']}. 95 % intervals over {result.facts['seeds']['draws']} draws of patients."
+    )
+    head = ["features", "probe", "share", "findings", "AUROC", "average precision"]
+    body = [
+        [row.name, row.probe, f"{row.fraction:.0%}", str(row.findings), shown(row.macro),
+         shown(row.macro_precision)]
+        for row in result.rows
+    ]  # fmt: skip
+    return title, head, body
+
+
+def _differences(result: FrozenResult) -> list[Table]:
+    """With all training patients, one table per probe."""
+    found: list[Table] = []
+    for probe in dict.fromkeys(row.probe for row in result.differences):
+        body = [
+            [row.first, row.second, shown(row.value)]
+            for row in result.differences
+            if row.probe == probe and row.fraction in (0.0, 1.0)
+        ]
+        if body:
+            title = f"Difference of macro AUROC, {probe}, on the same draws"
+            found.append((title, ["features", "minus", "difference"], body))
+    return found
+
+
+def _per_finding(result: FrozenResult) -> Table:
+    rows: Sequence[Measured] = [
+        r for r in result.rows if r.probe in ("linear", "zero-shot") and r.fraction in (0, 1)
+    ]
+    head = ["finding", "positives in test", *(f"{row.name}" for row in rows)]
+    body = [
+        [finding.name, str(result.positives[finding.slug]["test"]), *(shown(row.auroc[d]) for row in rows)]
+        for d, finding in enumerate(FINDINGS)
+    ]
+    return "AUROC per finding, linear probes with all training patients and zero-shot", head, body
+
+
+def _plain(title: str, head: list[str], body: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+        for line in [head, *body]
+    ]
+    return "\n".join([title, *lines])
+
+
+def _piped(title: str, head: list[str], body: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *body]]
+    return "\n".join([title, "", *lines])
