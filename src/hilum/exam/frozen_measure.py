@@ -4,8 +4,9 @@ on the test split, on the same draws of patients for everybody."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,9 @@ from hilum.exam.bootstrap import Interval, auroc_draws, interval, macro_draws, p
 from hilum.exam.frozen_cohort import FrozenCohort
 from hilum.exam.probe_linear import fit_linear
 from hilum.exam.probe_neighbours import fit_neighbours
-from hilum.exam.probes import learnable
+from hilum.exam.probes import Fitted, learnable
 from hilum.text.vocabulary import SLUGS
 
-PROBES = {"linear": fit_linear, "neighbours": fit_neighbours}
 FRACTIONS = (0.1, 0.25, 1.0)
 REPEATS = 3
 """Shares below 1 are drawn so often; figures are means over them."""
@@ -27,6 +27,11 @@ Rows = Int64[np.ndarray, "R"]
 Draws = Float64[np.ndarray, "B S"]
 AllFeatures = Float[np.ndarray, "N F"]
 Scores = Float64[np.ndarray, "S D"]
+Labels = Float[np.ndarray, "N D"]
+
+Probe = Callable[[tuple[AllFeatures, Labels], tuple[AllFeatures, Labels]], Fitted]
+PROBES: Mapping[str, Probe] = MappingProxyType({"linear": fit_linear, "neighbours": fit_neighbours})
+"""Name -> training and validation features with labels -> probe."""
 
 
 @dataclass(frozen=True)
