@@ -173,6 +173,7 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + CONFIG_VALUE refuse A recipe's value has its type and range.
 + LOSS_NONFINITE refuse A loss is finite, or the run stops.
 + GRADIENT_NONFINITE refuse A gradient is finite, or the run stops.
++ RUN_STOPPED refuse A run that is asked to stop ends its step, saves and says so.
 + PHANTOM_REGION_UNKNOWN refuse A phantom mask is one of its regions or lesions.
 + PHANTOM_SCANNER_BAD refuse A phantom scanner has positive spacing, dose and field of view.
 + IMAGE_AMBIGUOUS refuse A series and image number name one stored image of one study.

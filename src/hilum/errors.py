@@ -12,6 +12,7 @@ HilumError                     code, rule, expected, got, path, hint
 │   │   └── LeakError          two cohorts share a scan; .rows  (row E03)
 │   └── WeightsError           weights and configuration        (rows F)
 └── RunError                   something failed while running   (rows G)       exit 5
+    └── RunStopped             a run was asked to stop and can go on           exit 4
 
 A message is built from its parts and always reads: rule, expected, got, file, what to do next.
 Codes are stable; prose is not. The table of codes is `hilum.catalogue`.
@@ -142,3 +143,9 @@ class WeightsError(InputRefused):
 
 class RunError(HilumError):
     """Something failed while running (catalogue rows G)."""
+
+
+class RunStopped(RunError):
+    """A run was asked to stop, saved what it had, and can go on."""
+
+    exit_code = 4

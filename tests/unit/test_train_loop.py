@@ -1,6 +1,7 @@
 """The loop: it learns, it is deterministic, it resumes bit for bit, it stops on a bad loss."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from hilum.model.preset import Preset
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.augment import Fat, augment, augment_finer, draw_fat
-from hilum.train.loop import learning_rate, patients_of, pick, pick_box, pick_scans, train
 from hilum.train.methods.exact_small import organ_rows
+from hilum.train.phantom_task import learning_rate, patients_of, pick, pick_box, pick_scans, train
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
 
 NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
@@ -53,6 +54,11 @@ def files(tmp_path_factory):
                 metadata={"affine_ras": str(np.diag([4.0, 4, 4, 1]).tolist()), "degrees": "{}"},
             )
     return patients
+
+
+def newest(out):
+    """Tensors of the newest checkpoint of a run."""
+    return load_file(next(sorted((out / "checkpoints").iterdir())[-1].glob("*.safetensors")))
 
 
 def run(tmp_path, files, steps, name, stop=None, **changes):
@@ -104,7 +110,9 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_scan(tmp_path, files):
     bad = dataclasses.replace(PRESET, net=dataclasses.replace(NET, windows_hu=((0.0, 0.0),) * 3))
     with pytest.raises(RunError, match="LOSS_NONFINITE"):
         train(recipe(2), bad, files, tmp_path)
-    assert not (tmp_path / "checkpoint.safetensors").exists()
+    assert not list((tmp_path / "checkpoints").glob("*"))
+    failed = json.loads((tmp_path / "failed-batch.json").read_text())
+    assert failed["step"] == 0 and len(failed["scans"]) == 1 and failed["losses"]["organs"] == "nan"
 
 
 def test_every_sample_is_seen_once_an_epoch():
@@ -148,10 +156,10 @@ def test_organs_rest_while_findings_are_learnt(tmp_path, files):
     optim = {"steps": 6, "organ_steps": 4, "warmup": 2, "ema": 0.0}
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, files, 6, "phases", stop=5, optim=optim)
-    organs = load_file(tmp_path / "phases" / "checkpoint.safetensors")
+    organs = newest(tmp_path / "phases")
     after, seen = run(tmp_path, files, 6, "phases", optim=optim)
     assert [sorted(losses) for losses in seen] == [["anomaly"]] * 2
-    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], organs[f"average/module.{k}"])}
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], organs[f"average/{k}"])}
     assert moved == {"abn", "anomaly_heads"}
 
 
@@ -253,10 +261,10 @@ def test_outlines_are_learnt_last_and_alone(tmp_path, files):
 
     with pytest.raises(KeyboardInterrupt):
         go_on(5)
-    before = load_file(tmp_path / "o" / "checkpoint.safetensors")
+    before = newest(tmp_path / "o")
     after = go_on(None).state_dict()
     assert [sorted(s) for s in seen[:5]] == [["organs"]] * 2 + [["anomaly"]] * 2 + [["outlines"]]
-    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], before[f"average/module.{k}"])}
+    moved = {k.split(".")[0] for k in after if not torch.equal(after[k], before[f"average/{k}"])}
     assert moved == {"outliner"}
     losses = [s["outlines"] for s in seen if "outlines" in s]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])

@@ -84,7 +84,7 @@ def test_views_are_what_their_boxes_show():
 
 
 def test_a_report_is_shown_the_middle():
-    recipe = small(whole_vox=None, wholes=1, flip_chance=0.0, part_vox=(3, 4))
+    recipe = small(whole_vox="middle", wholes=1, flip_chance=0.0, part_vox=(3, 4))
     volume = blob(20, 16, 25)
     views = volume_views(volume, recipe, dice())
     torch.testing.assert_close(views.whole[0], volume[:, 2:18, :, 4:20])

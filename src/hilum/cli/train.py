@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -13,30 +13,48 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from hilum.train.loop import Progress
+    from hilum.train.recipe import Recipe
+    from hilum.train.stage_recipe import StageRecipe
+
+ItemT = TypeVar("ItemT")
 
 
 @click.command()
 @click.argument("recipe_file", metavar="RECIPE", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Model folder. [default: runs/NAME]"
+    "--out", type=click.Path(path_type=Path), default=None, help="Folder of the run. [default: runs/NAME]"
 )
 @click.option(
     "--cache", type=click.Path(path_type=Path), default=None, help="Where prepared phantoms are kept."
 )
-@click.option("--dry-run", is_flag=True, help="Check the recipe, say what would be done, do nothing.")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, do nothing.")
 def train(
     recipe_file: Path, overrides: tuple[str, ...], out: Path | None, cache: Path | None, dry_run: bool
 ) -> None:
-    """Train a model from a recipe; run again to go on where it stopped."""
-    from hilum.io.weights import preset_data
-    from hilum.model.preset import Preset, build_network
+    """Train a model from a recipe; run again to go on where it stopped.
+
+    On several processes: torchrun --nproc-per-node N -m hilum train RECIPE. SIGTERM ends the step, saves and
+    exits with 4; the same command goes on there.
+    """
     from hilum.train.recipe import load_recipe
-    from hilum.train.run import run_recipe
+    from hilum.train.stage_recipe import StageRecipe
 
     recipe = load_recipe(recipe_file, overrides)
     folder = out or Path("runs") / recipe.name
-    store = cache or Path(os.environ.get("HILUM_CACHE", Path.home() / ".cache" / "hilum"))
+    first = os.environ.get("RANK", "0") == "0"
+    if isinstance(recipe, StageRecipe):
+        _train_stage(recipe, folder, dry_run=dry_run, first=first)
+    else:
+        store = cache or Path(os.environ.get("HILUM_CACHE", Path.home() / ".cache" / "hilum"))
+        _train_phantoms(recipe, folder, store, dry_run=dry_run)  # type: ignore[arg-type]
+
+
+def _train_phantoms(recipe: Recipe, folder: Path, store: Path, *, dry_run: bool) -> None:
+    from hilum.io.weights import preset_data
+    from hilum.model.preset import Preset, build_network
+    from hilum.train.run import run_recipe
+
     network = build_network(Preset.from_dict(preset_data(recipe.preset)))
     count = sum(p.numel() for p in network.parameters())
     click.echo(
@@ -52,19 +70,37 @@ def train(
     click.echo(str(folder))
 
 
-class _Bars:
-    """Rich progress on stderr: one bar for phantoms, one for steps."""
+def _train_stage(recipe: StageRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:
+    from hilum.train.stage_run import run_stage, stage_task
 
-    def __init__(self) -> None:
+    show = _Bars(shown=first)
+    if dry_run:
+        with show.progress:
+            task = stage_task(recipe, track=show.track)
+        if first:
+            from hilum.cli.train_plan import show_plan
+
+            show_plan(task, folder)
+        return
+    with show.progress:
+        encoder = run_stage(recipe, folder, track=show.track, report=show.report)
+    if first:
+        click.echo(str(encoder))
+
+
+class _Bars:
+    """Rich progress on stderr: one bar for what is prepared, one for steps."""
+
+    def __init__(self, *, shown: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Bars(*columns, console=Console(stderr=True))
+        self.progress = Bars(*columns, console=Console(stderr=True), disable=not shown)
         self.steps: TaskID | None = None
 
-    def track(self, items: Iterable[list[Path]], total: int, what: str) -> Iterable[list[Path]]:
+    def track(self, items: Iterable[ItemT], total: int, what: str) -> Iterable[ItemT]:
         """Count items as they come."""
         task = self.progress.add_task(what, total=total)
         for item in items:
@@ -74,6 +110,7 @@ class _Bars:
     def report(self, state: Progress) -> None:
         """One training step is done."""
         if self.steps is None:
-            self.steps = self.progress.add_task("steps", total=state.steps)
+            # a run that goes on has no speed for the steps before
+            self.steps = self.progress.add_task("steps", total=state.steps, completed=state.step)
         losses = "  ".join(f"{k} {v:.3f}" for k, v in state.losses.items())
         self.progress.update(self.steps, completed=state.step + 1, description=f"steps  {losses}")

@@ -53,8 +53,8 @@ class CropLoader(IterableDataset[Crop]):
     """An endless stream of crops, or its part for one rank; give it to `torch.utils.data.DataLoader`.
 
     Args:
-        parts: cohorts with weights. shape_vox: of a crop on the store's axes, None for whole scans; in a slice
-            store, or with `slices`, the size across the axial axis is ignored and one slice is taken.
+        parts: cohorts with weights. shape_vox: of a crop on the axes of the store, None for whole scans; in
+            a slice store, or with `slices`, the size across the axial axis is ignored and one slice is taken.
         seed: of everything. slices: 2D axial slices instead of 3D crops.
         start: first sample of the whole stream (all ranks together); a multiple of `ranks`.
         stop: sample at which the stream ends; None never.

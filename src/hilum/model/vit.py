@@ -121,12 +121,14 @@ class ViT(nn.Module):
         """
         count = max(1, round(batch * (1 - self.config.drop_path)))
         device = torch.device("cpu") if generator is None else generator.device
+        # first, so that it does not depend on how many scans there are: parts of a batch see one factor
+        rescale = draw_rescale(self.config.rescale, generator)
         rows = [
             torch.randperm(batch, generator=generator, device=device)[:count]
             for _ in range(2 * self.config.depth)
         ]
         kept = torch.stack(rows).unflatten(0, (self.config.depth, 2))
-        return TrainNoise(batch, kept, draw_rescale(self.config.rescale, generator))
+        return TrainNoise(batch, kept, rescale)
 
     def forward(
         self,

@@ -68,7 +68,9 @@ def backward_in_parts(
     owed = [_owed(leaf).split([len(p[i]) for p in pieces]) for i, leaf in enumerate(leaves)]
     del pieces
     for k, part in enumerate(parts):
-        torch.autograd.backward(list(embed(part)), [grads[k] for grads in owed])
+        # what needs no gradient, a frozen tower's for instance, has nothing to pass back
+        pairs = [(t, grads[k]) for t, grads in zip(embed(part), owed, strict=True) if t.requires_grad]
+        torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
     return value.detach()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -104,28 +105,37 @@ class ObjectiveRecipe(Strict):
     pool: Literal["volume", "paper"] = "volume"
 
 
-class Recipe(Strict):
-    """One training run.
-
-    `method` names a file of `train/methods/`; `preset` one of `model/presets/`.
-    """
+class RunRecipe(Strict):
+    """What every training run has, whatever its method."""
 
     name: str
-    method: Literal["exact_small", "cam"]
-    preset: str
     seed: int = 0
     threads: int | None = Field(None, description="CPU threads; None leaves torch's choice")
     precision: Literal["fp32", "bf16"] = "bf16"
     device: str = "auto"
-    checkpoint_every: int = 100
+    parallel: Literal["ddp", "fsdp"] = Field("ddp", description="how several processes share the work")
+    checkpoint_every: int = Field(100, ge=1, description="steps")
+    track: tuple[Literal["tensorboard", "mlflow"], ...] = Field((), description="besides log.jsonl")
+
+
+class Recipe(RunRecipe):
+    """A run on phantoms.
+
+    `method` names a file of `train/methods/`; `preset` one of `model/presets/`.
+    """
+
+    method: Literal["exact_small", "cam"]
+    preset: str
     data: DataRecipe = Field(default_factory=lambda: DataRecipe.model_validate({}))
     augment: AugmentRecipe = Field(default_factory=lambda: AugmentRecipe.model_validate({}))
     optim: OptimRecipe = Field(default_factory=lambda: OptimRecipe.model_validate({}))
     objective: ObjectiveRecipe = Field(default_factory=lambda: ObjectiveRecipe.model_validate({}))
 
 
-def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe and apply `key.sub=value` overrides.
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> RunRecipe:
+    """Read a recipe of any method and apply `key.sub=value` overrides.
+
+    Paths in the file are relative to it, those of overrides to the working directory.
 
     Raises:
         UsageError: `CONFIG_KEY` for an unknown key, `CONFIG_VALUE` for a bad value, `CONFIG_FILE` for a file
@@ -135,12 +145,17 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError("CONFIG_FILE", "a recipe is a readable TOML file", got=error, path=path) from None
+    # a stage needs torch, which a recipe of phantoms and its tests need not wait for
+    from hilum.train.stage_recipe import StageRecipe, beside_recipe
+
+    beside_recipe(data, path.parent)
     for text in overrides:
         _override(data, text)
+    kind = StageRecipe if str(data.get("method", "")).startswith("flexict") else Recipe
     try:
-        return Recipe.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, path) from None
+        raise _explain(error, kind, path) from None
 
 
 def _override(data: dict, text: str) -> None:
@@ -156,18 +171,33 @@ def _override(data: dict, text: str) -> None:
         data[last] = value.strip()
 
 
-def _explain(error: ValidationError, path: Path) -> UsageError:
+def _explain(error: ValidationError, kind: type[BaseModel], path: Path) -> UsageError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return UsageError(
             "CONFIG_VALUE", f"recipe key {where}: {first['msg']}", got=repr(first.get("input")), path=path
         )
-    section: type[BaseModel] = Recipe
-    for part in first["loc"][:-1]:
-        section = section.model_fields[str(part)].annotation  # type: ignore[assignment]
-    near = difflib.get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(section.model_fields)}."
+    known = _keys_beside(kind, first["loc"][:-1])
+    near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(known)}."
     return UsageError(
         "CONFIG_KEY", "a recipe has only known keys", expected="a known key", got=where, path=path, hint=hint
     )
+
+
+def _keys_beside(kind: type[BaseModel], parents: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section that `parents` lead to; numbers count the entries of a list."""
+    section: Any = kind
+    for part in parents:
+        if isinstance(part, str):
+            section = _model_in(section.model_fields[part].annotation)
+    if dataclasses.is_dataclass(section):
+        return [f.name for f in dataclasses.fields(section)]
+    return list(section.model_fields)
+
+
+def _model_in(annotation: Any) -> Any:
+    """The section within `Section | None`, `tuple[Section, ...]` and the like."""
+    inner = [part for part in get_args(annotation) if part not in (type(None), Ellipsis)]
+    return _model_in(inner[0]) if inner else annotation

@@ -18,7 +18,8 @@ from hilum.heap import keep_freed_memory
 from hilum.io.atomic import atomic_write
 from hilum.io.weights import preset_data, save_weights
 from hilum.model.preset import Preset
-from hilum.train.loop import Progress, train
+from hilum.train.loop import Progress
+from hilum.train.phantom_task import train
 from hilum.train.recipe import Recipe
 
 Track = Callable[[Iterable[list[Path]], int, str], Iterable[list[Path]]]

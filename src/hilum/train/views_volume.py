@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from pydantic import Field, model_validator
 from torch.nn import functional as F
@@ -13,13 +15,13 @@ from hilum.train.views import Box, Views, happens, show_all, whole_number
 
 
 class VolumeViewRecipe(Strict):
-    """Defaults are stage P2's. P3: `wholes = 1`, no `whole_vox`, `part_vox = [20, 40]`, no flips.
+    """Defaults are stage P2's. P3: `wholes = 1`, `whole_vox = "middle"`, `part_vox = [20, 40]`, no flips.
 
     Attributes:
         side_vox, part_side_vox: of a view along each axis.
         field_vox: side that a scan is padded to, and of the region in its middle that a whole view shows
-            without `whole_vox`; None is `side_vox`.
-        whole_vox: side of the region that a whole view shows, drawn for each axis; None takes the middle.
+            with `whole_vox = "middle"`; None is `side_vox`.
+        whole_vox: side of the region that a whole view shows, drawn for each axis, or "middle".
         anchor: whether a Gram teacher sees the whole views undistorted.
     """
 
@@ -28,7 +30,7 @@ class VolumeViewRecipe(Strict):
     field_vox: int | None = Field(None, ge=1)
     wholes: int = Field(2, ge=1)
     parts: int = Field(8, ge=0)
-    whole_vox: tuple[int, int] | None = (80, 160)
+    whole_vox: tuple[int, int] | Literal["middle"] = (80, 160)
     part_vox: tuple[int, int] = (15, 40)
     flip_chance: float = Field(0.5, ge=0, le=1, description="of each axis of the first whole view alone")
     intensity: IntensityRecipe | None = None
@@ -38,7 +40,7 @@ class VolumeViewRecipe(Strict):
     def _ranges(self) -> VolumeViewRecipe:
         for name in ("whole_vox", "part_vox"):
             between = getattr(self, name)
-            if between is not None and not 1 <= between[0] <= between[1] <= self.field:
+            if between != "middle" and not 1 <= between[0] <= between[1] <= self.field:
                 raise ValueError(f"{name} is a range of voxels within 1..{self.field}, the field")
         return self
 
@@ -83,7 +85,7 @@ def draw_box(shape: tuple[int, ...], between: tuple[int, int], generator: torch.
 def _whole(
     shape: tuple[int, ...], recipe: VolumeViewRecipe, generator: torch.Generator, *, first: bool
 ) -> Box:
-    if recipe.whole_vox is None:
+    if recipe.whole_vox == "middle":
         size = (recipe.field,) * 3
         box = Box(tuple((n - s) // 2 for n, s in zip(shape, size, strict=True)), size)
     else:

@@ -1,0 +1,213 @@
+"""Training on phantoms as a task of the loop: organs and findings from scan labels (`methods/`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from hilum.cohort.samples import Sample, load
+from hilum.errors import UsageError
+from hilum.model.preset import Preset, build_network
+from hilum.objective.gather import world
+from hilum.train.augment import augment, augment_finer
+from hilum.train.batch import Batch, FineView, Phase
+from hilum.train.ema import Average
+from hilum.train.loop import Progress
+from hilum.train.loop import train as run_task
+from hilum.train.methods import cam, exact_small
+from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
+from hilum.train.schedule import Rates
+
+Losses = dict[str, torch.Tensor]
+Patient = list[Path]
+"""Prepared scans of one patient."""
+BOX = 32
+"""Side of the box in which a step learns outlines, in half-resolution voxels."""
+
+
+class Method(Protocol):
+    """The scans of a step -> named losses."""
+
+    def __call__(
+        self, model: torch.nn.Module, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
+    ) -> Losses:
+        """Each loss already weighted; the loop minimises their sum."""
+
+
+METHODS: dict[str, Method] = {"exact_small": exact_small.losses, "cam": cam.losses}  # type: ignore[dict-item]
+
+
+def phase_of(step: int, recipe: OptimRecipe) -> Phase:
+    """What a step is for: organs, then findings (or both at once), then outlines."""
+    first = min(recipe.organ_steps, recipe.steps)
+    last = max(first, recipe.steps - recipe.outline_steps)
+    if step < first:
+        return Phase("organs", 0, first, recipe.lr)
+    if step >= last:
+        return Phase("outlines", last, recipe.steps - last, recipe.outline_lr or recipe.lr)
+    if first == 0:
+        return Phase("both", 0, last, recipe.lr)
+    return Phase("findings", first, last - first, recipe.finding_lr or recipe.lr)
+
+
+def learning_rate(step: int, recipe: OptimRecipe) -> float:
+    """Linear warm-up, then cosine to a hundredth, in each phase anew."""
+    phase = phase_of(step, recipe)
+    step -= phase.start
+    if step < recipe.warmup:
+        return phase.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, phase.steps - recipe.warmup)
+    return phase.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def pick(step: int, count: int, seed: int) -> int:
+    """Which patient a step sees: a fresh permutation per epoch, a function of seed and step alone."""
+    epoch, position = divmod(step, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
+    return int(order[position])
+
+
+def patients_of(patients: list[Patient], learns: str) -> list[Patient]:
+    """Whom a step may see: a patient with fewer scans than others has no siblings to be ranked against, and
+    teaches organs alone."""
+    if learns in ("organs", "outlines"):
+        return patients
+    most = max(map(len, patients))
+    return [patient for patient in patients if len(patient) == most]
+
+
+def pick_scans(patient: Patient, count: int, step: int, seed: int) -> Patient:
+    """`count` of a patient's scans, or all."""
+    generator = torch.Generator().manual_seed(seed * 100_019 + step)
+    return [patient[i] for i in torch.randperm(len(patient), generator=generator)[:count].tolist()]
+
+
+def scans_of(patient: Patient, step: int, recipe: Recipe) -> Patient:
+    """What a step sees of its patient."""
+    learns = phase_of(step, recipe.optim).learns
+    if learns == "outlines":
+        # the one that was made finer too
+        return patient[:1]
+    # siblings have the same organs
+    return pick_scans(patient, 1 if learns == "organs" else recipe.optim.scans, step, recipe.seed)
+
+
+def make_batch(
+    sample: Sample, step: int, recipe: Recipe, preset: Preset, prevalence: tuple[float, ...]
+) -> Batch:
+    """Augment one sample with the random numbers of this step: equal for siblings, so that they differ in
+    nothing but findings."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    phase = phase_of(step, recipe.optim)
+    spacing_mm = preset.prep.spacing_mm
+    fine = None
+    if phase.learns == "outlines":
+        start, size = pick_box(sample.scan.shape, step, recipe.seed)
+        box = tuple(slice(4 * a, 4 * (a + n)) for a, n in zip(start, size, strict=True))
+        scan, near, masks = augment_finer(sample, box, spacing_mm, recipe.augment, generator)  # type: ignore[arg-type]
+        organs, fine = sample.organs[None] / 255, FineView(start, size, near, masks)
+    else:
+        alone = phase.learns == "organs"
+        look = (spacing_mm, recipe.augment, generator)
+        scan, organs = augment(sample.scan, sample.organs, *look, organs_alone=alone)
+    progress = (step - phase.start) / phase.steps
+    return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine)
+
+
+def pick_box(shape: Sequence[int], step: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and size of the box of a step that learns outlines, in half-resolution voxels."""
+    generator = torch.Generator().manual_seed(seed * 100_043 + step)
+    size = tuple(min(n // 2, BOX) for n in shape)
+    start = tuple(
+        int(torch.randint(n // 2 - b + 1, (), generator=generator)) for n, b in zip(shape, size, strict=True)
+    )
+    return start, size
+
+
+def prevalence_of(patients: list[Patient]) -> tuple[float, ...]:
+    """Share of positives per finding in the training set, kept away from 0 and 1."""
+    families = patients_of(patients, "findings")
+    labels = torch.stack([load(path).labels for patient in families for path in patient])
+    return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
+
+
+class PhantomTask:
+    """See `train.task.Task`. A step sees `optim.scans` scans of one patient. Siblings share their anatomy, so
+    what it says about a finding cancels, and what the finding itself looks like stays.
+
+    Raises:
+        UsageError: `CONFIG_VALUE` for steps that the preset has no network for, or for several processes.
+    """
+
+    def __init__(self, recipe: Recipe, preset: Preset, patients: list[Patient]) -> None:
+        if recipe.optim.outline_steps and not (preset.network == "ynet" and preset.net.outline):
+            got = f"{recipe.optim.outline_steps} for {preset.name}"
+            raise UsageError("CONFIG_VALUE", "outline_steps need a preset with outlines", got=got)
+        self.recipe, self.preset, self.patients = recipe, preset, patients
+        self.steps, self.betas = recipe.optim.steps, (0.9, recipe.optim.beta2)
+        self.identity = recipe.model_dump_json(
+            exclude={"threads", "device", "parallel", "checkpoint_every", "track"}
+        )
+
+    def student(self) -> torch.nn.Module:
+        """See `Task`."""
+        if world() > 1:
+            raise UsageError("CONFIG_VALUE", "this method runs in one process", expected=1, got=world())
+        return build_network(self.preset)
+
+    def groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
+        """See `Task`: one for all."""
+        return [{"params": list(model.parameters()), "lr_factor": 1.0, "decays": True, "last": False}]
+
+    def rates(self, step: int) -> Rates:
+        """See `Task`. The average starts as the weights after the first step."""
+        optim = self.recipe.optim
+        lr = learning_rate(step, optim)
+        return Rates(lr, lr, optim.weight_decay, optim.ema if step else 0.0, temperature=1.0)
+
+    def batches(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
+        """See `Task`."""
+        prevalence = prevalence_of(self.patients)
+        for step in range(start, self.steps):
+            seen = patients_of(self.patients, phase_of(step, self.recipe.optim).learns)
+            patient = seen[pick(step, len(seen), self.recipe.seed)]
+            samples = [load(path).to(device) for path in scans_of(patient, step, self.recipe)]
+            yield {s.key: make_batch(s, step, self.recipe, self.preset, prevalence) for s in samples}
+
+    def keys(self, batch: dict[str, Batch]) -> list[str]:
+        """See `Task`."""
+        return list(batch)
+
+    def backward(
+        self, model: torch.nn.Module, average: Average, batch: dict[str, Batch], step: int
+    ) -> Losses:
+        """See `Task`."""
+        losses = METHODS[self.recipe.method](model, list(batch.values()), self.preset, self.recipe.objective)
+        torch.stack(list(losses.values())).sum().backward()
+        return losses
+
+    def clip(self, model: torch.nn.Module) -> None:
+        """See `Task`."""
+        apart = list(model.children()) if self.recipe.optim.clip_by_module else [model]
+        for parameters in filter(None, (list(module.parameters()) for module in apart)):
+            torch.nn.utils.clip_grad_norm_(parameters, self.recipe.optim.clip)
+
+
+def train(
+    recipe: Recipe,
+    preset: Preset,
+    patients: list[Patient],
+    out: Path,
+    *,
+    report: Callable[[Progress], None] | None = None,
+) -> torch.nn.Module:
+    """Runs the recipe on prepared files, or goes on in `out`; returns the averaged network.
+
+    Raises:
+        As of `loop.train` and `PhantomTask`.
+    """
+    return run_task(PhantomTask(recipe, preset, patients), out, report=report).module

@@ -1,0 +1,221 @@
+"""Scans of a stage: views, masks, captions and sentences of sample k, a function of seed and k alone.
+
+Sample k belongs to step ``k // batch``. Ranks take every `ranks`-th sample of a step, so that a step sees the
+same scans, views and masks on any number of them, and a run that stopped goes on with the next sample.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from hilum.cohort.loader import CropLoader, Part
+from hilum.errors import UsageError
+from hilum.objective.masks import patch_mask, view_ratios
+from hilum.tensors import PatchMask, ScanCrop
+from hilum.text.captions import Pair, ScanText, draw_caption, draw_pairs
+from hilum.train.stage_recipe import StageRecipe
+from hilum.train.views import Views, stack_views
+from hilum.train.views_slice import draw_sides, slice_views
+from hilum.train.views_volume import volume_views
+
+
+@dataclass(frozen=True)
+class StageSample:
+    """One scan of a step.
+
+    Args:
+        key: of the scan. views: of it. masks: patches of each whole view that the student does not see.
+        patch: size of a patch in this step. caption: "" for none. pairs: sentences with their opposites.
+    """
+
+    key: str
+    views: Views
+    masks: PatchMask
+    patch: int
+    caption: str = ""
+    pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """A rank's scans of a step.
+
+    Args:
+        views: [V, B, 1, ...]. masks: [B, V, N]. rows: which of the step's scans these are, of `scans` in all.
+    """
+
+    keys: tuple[str, ...]
+    views: Views
+    masks: torch.Tensor
+    patch: int
+    captions: tuple[str, ...] = ()
+    pairs: tuple[tuple[Pair, ...], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> StageBatch:
+        """The same with its tensors there."""
+        views = self.views
+        moved = Views(
+            views.whole.to(device),
+            views.parts.to(device),
+            None if views.anchor is None else views.anchor.to(device),
+        )
+        return StageBatch(self.keys, moved, self.masks.to(device), self.patch, self.captions, self.pairs)
+
+    def part(self, rows: slice) -> StageBatch:
+        """Some of its scans."""
+        views = self.views
+        some = Views(
+            views.whole[:, rows],
+            views.parts[:, rows],
+            None if views.anchor is None else views.anchor[:, rows],
+        )
+        return StageBatch(
+            self.keys[rows], some, self.masks[rows], self.patch, self.captions[rows], self.pairs[rows]
+        )
+
+
+def stack_samples(samples: Sequence[StageSample]) -> StageBatch:
+    """A batch of samples of one step."""
+    return StageBatch(
+        tuple(s.key for s in samples),
+        stack_views([s.views for s in samples]),
+        torch.stack([s.masks for s in samples]),
+        samples[0].patch,
+        tuple(s.caption for s in samples),
+        tuple(s.pairs for s in samples),
+    )
+
+
+def generator_of(seed: int, *what: int | str) -> torch.Generator:
+    """Random numbers for one purpose: equal for equal arguments, unrelated otherwise."""
+    words = [zlib.crc32(w.encode()) if isinstance(w, str) else w for w in what]
+    state = np.random.SeedSequence([seed, *words]).generate_state(2, np.uint64)
+    return torch.Generator().manual_seed(int(state[0] >> 1))
+
+
+def patch_of(recipe: StageRecipe, step: int) -> int:
+    """The size of a patch in a step, the same on every rank."""
+    drawn = torch.randint(len(recipe.patches), (), generator=generator_of(recipe.seed, "patch", step))
+    return recipe.patches[int(drawn)]
+
+
+class StageStream(IterableDataset[StageSample]):
+    """An endless stream of one rank's samples, for a DataLoader with this rank's scans per step as its batch.
+
+    Args:
+        recipe: of the stage. parts: stores with keys. texts: what each scan's report gives; patients: whose
+            scan it is (both for stages with text). start: first step. rank, ranks: of this process.
+
+    Raises:
+        UsageError: `CONFIG_VALUE` for stores that hold no z-scores, or a batch that ranks cannot share.
+    """
+
+    def __init__(
+        self,
+        recipe: StageRecipe,
+        parts: Sequence[Part],
+        *,
+        texts: Mapping[str, ScanText] | None = None,
+        patients: Mapping[str, str] | None = None,
+        start: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> None:
+        super().__init__()
+        if recipe.batch % ranks:
+            raise UsageError(
+                "CONFIG_VALUE",
+                "ranks share a batch evenly",
+                expected=f"a multiple of {ranks}",
+                got=recipe.batch,
+            )
+        for part in parts:
+            _must_be_scores(part, recipe)
+        self.recipe, self.start, self.rank, self.ranks = recipe, start, rank, ranks
+        self.texts, self.patients = texts or {}, patients or {}
+        self.scans = CropLoader(parts, shape_vox=None, seed=recipe.seed, slices=recipe.slices is not None)
+        self._tellers = sorted(key for key, text in self.texts.items() if text.positives)
+
+    def sample(self, k: int) -> StageSample:
+        """Sample k of the whole run."""
+        recipe, (step, index) = self.recipe, divmod(k, self.recipe.batch)
+        crop = self.scans.sample(k)
+        views = self._views(crop.image, step, generator_of(recipe.seed, "views", k))
+        patch = patch_of(recipe, step)
+        grid = [n // patch for n in views.whole.shape[2:]]
+        masks = self._masks(step, index, grid, len(views.whole))
+        if recipe.text is None:
+            return StageSample(crop.key, views, masks, patch)
+        rng = random.Random(f"{recipe.seed}/{k}")
+        text = self.texts[crop.key]
+        caption = draw_caption(text, rng, shuffle_chance=recipe.text.shuffle_chance)
+        pairs = draw_pairs(text, self._others(crop.key, rng), rng, count=recipe.text.pairs)
+        return StageSample(crop.key, views, masks, patch, caption, tuple(pairs))
+
+    def __iter__(self) -> Iterator[StageSample]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        own = self.recipe.batch // self.ranks
+        step = self.start + worker
+        while True:
+            # a worker makes whole batches, so that batches do not depend on their number
+            for i in range(own):
+                yield self.sample(step * self.recipe.batch + i * self.ranks + self.rank)
+            step += workers
+
+    def _views(self, image: ScanCrop, step: int, generator: torch.Generator) -> Views:
+        recipe = self.recipe
+        if recipe.slices is not None:
+            sides = draw_sides(recipe.slices, generator_of(recipe.seed, "sides", step))
+            return slice_views(zscore(image), sides, recipe.slices, generator)
+        assert recipe.volumes is not None, "checked when the recipe was read"
+        return volume_views(image, recipe.volumes, generator)
+
+    def _masks(self, step: int, index: int, grid: Sequence[int], views: int) -> PatchMask:
+        """Masks of one scan's whole views: how much each hides is dealt out over the step's views."""
+        recipe, dealt = self.recipe, views * self.recipe.batch
+        order = torch.randperm(dealt, generator=generator_of(recipe.seed, "dealt", step)).tolist()
+        ratios = dict(zip(order, view_ratios(dealt, recipe.masks), strict=False))
+        masks = []
+        for view in range(views):
+            place = view * recipe.batch + index
+            generator = generator_of(recipe.seed, "mask", step, place)
+            masks.append(patch_mask(grid, ratios.get(place, 0.0), generator, recipe.masks).flatten())
+        return torch.stack(masks)
+
+    def _others(self, key: str, rng: random.Random) -> list[ScanText]:
+        """Texts of some other patients, who have findings to tell."""
+        assert self.recipe.text is not None, "only stages with text ask"
+        own = self.patients.get(key)
+        drawn = rng.choices(self._tellers, k=self.recipe.text.others) if self._tellers else []
+        return [self.texts[other] for other in drawn if self.patients.get(other) != own]
+
+
+def zscore(image: ScanCrop) -> ScanCrop:
+    """By the picture's own mean and deviation; of one value: only centred."""
+    deviation = image.std(correction=0)
+    return (image - image.mean()) / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
+
+
+def _must_be_scores(part: Part, recipe: StageRecipe) -> None:
+    # a z-score of a z-score is the z-score: slices may come from volumes
+    fine = ("zscore-scan", "zscore-slice") if recipe.slices is not None else ("zscore-scan",)
+    if part.store.prep["values"] not in fine:
+        raise UsageError(
+            "CONFIG_VALUE",
+            "a stage learns from z-scores",
+            expected=f"a store of {' or '.join(fine)}",
+            got=part.store.prep["values"],
+            path=part.store.root,
+            hint="Prepare with --prep flexict-3d, or flexict-2d for slices.",
+        )
