@@ -20,6 +20,8 @@ from hilum.objective.parts import backward_in_parts
 from hilum.text.captions import ScanText
 from hilum.text.tokens import Tokens
 from hilum.train.clipping import clip_by_part
+from hilum.train.distil import Distil
+from hilum.train.distil_teachers import load_teachers
 from hilum.train.ema import Average, unwrapped
 from hilum.train.groups import adamw_groups, parameter_groups
 from hilum.train.parallel import exchange_gradients, without_exchange
@@ -28,6 +30,7 @@ from hilum.train.stage_data import StageBatch, StageStream, stack_samples
 from hilum.train.stage_losses import Losses, stage_losses
 from hilum.train.stage_recipe import StageRecipe
 from hilum.train.stage_start import Start
+from hilum.train.teachers import HuScale, Shown, Teacher
 from hilum.train.student import Seen, Student, Targets, TextIds
 
 
@@ -53,13 +56,16 @@ class StageTask:
         self.steps, self.betas = recipe.steps, (0.9, recipe.beta2)
         self.identity = json.dumps({**facts_of(recipe), "start": start.sha256, **stores_of(parts)})
         self._anchor: ViT | None = None
+        self._others: list[Teacher] | None = None
 
     def student(self) -> Student:
         """See `Task`. Seeds come from the recipe, so that every rank draws the same weights."""
         torch.manual_seed(self.recipe.seed)
         # a twin under FSDP2 is another one
-        student = Student(self.start.vision, self.recipe, copy.deepcopy(self.start.text))
+        student = Student(self.start.vision, self.recipe, copy.deepcopy(self.start.text), self._distil())
         self.start.fill(student)
+        if student.distil is not None:
+            student.distil.fit(self._shown())
         if self.recipe.text is not None and self.recipe.text.frozen and student.text is not None:
             student.text.requires_grad_(False)
         return student
@@ -131,6 +137,9 @@ class StageTask:
     @torch.no_grad()
     def _targets(self, teacher: nn.Module, batch: StageBatch, step: int) -> Targets:
         targets = teacher("targets", batch, self.rates(step).temperature)
+        if isinstance(teacher, Student) and teacher.distil is not None:
+            # the standardisation never changes: the average's is the student's
+            targets = targets._replace(others=teacher.distil.targets(*self._shown_of(batch)))
         if not self.recipe.losses.gram:
             return targets
         views = batch.views.whole if batch.views.anchor is None else batch.views.anchor
@@ -138,6 +147,31 @@ class StageTask:
         grid = [n // batch.patch for n in batch.views.whole.shape[3:]]
         features = resize_features(out.patches, out.grid, grid)
         return targets._replace(anchors=features.unflatten(0, (len(views), -1)).transpose(0, 1))
+
+    def _distil(self) -> Distil | None:
+        recipe = self.recipe.distil
+        if recipe is None:
+            return None
+        if self._others is None:
+            self._others = load_teachers(recipe, self.parts[0].store.prep)
+        return Distil(self.start.vision.width, recipe, self._others)
+
+    def _shown(self) -> Iterator[Shown]:
+        """This rank's share of the scans that the standardisation is estimated on."""
+        assert self.recipe.distil is not None, "only a stage with other teachers asks"
+        steps = -(-self.recipe.distil.fit_scans // self.recipe.batch)
+        batches = self.batches(0, torch.device("cpu"))
+        for _ in range(steps):
+            yield Shown(*self._shown_of(next(batches)))
+
+    def _shown_of(self, batch: StageBatch) -> tuple[torch.Tensor, tuple[float, ...], HuScale]:
+        """Whole views as teachers of other making see them: the middle of a scan."""
+        volumes, views = self.recipe.volumes, batch.views.whole
+        assert volumes is not None, "checked when the recipe was read"
+        spacing = self.parts[0].store.prep["spacing_mm"]
+        spacing_mm = tuple(mm * volumes.field / volumes.side_vox for mm in spacing)
+        slope, intercept = batch.scale.repeat(len(views), 1).unbind(1)
+        return views.flatten(0, 1), spacing_mm, HuScale(slope, intercept)
 
     def _anchored(self, device: torch.device) -> ViT:
         """The frozen teacher of the Gram loss."""
@@ -183,6 +217,9 @@ def facts_of(recipe: StageRecipe) -> dict[str, Any]:
     facts = recipe.model_dump(mode="json", exclude=beside)
     for part in facts["data"]:
         del part["cohort"]
+    for teacher in (facts["distil"] or {}).get("teachers", []):
+        # which weights it has is kept with its standardisation
+        del teacher["teacher"]
     return facts
 
 

@@ -6,16 +6,18 @@ same scans, views and masks on any number of them, and a run that stopped goes o
 
 from __future__ import annotations
 
+import json
 import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hilum.cohort.loader import CropLoader, Part
+from hilum.cohort.store import Store
 from hilum.errors import UsageError
 from hilum.objective.masks import patch_mask, view_ratios
 from hilum.tensors import PatchMask, ScanCrop
@@ -32,13 +34,15 @@ class StageSample:
 
     Args:
         key: of the scan. views: of it. masks: patches of each whole view that the student does not see.
-        patch: size of a patch in this step. caption: "" for none. pairs: sentences with their opposites.
+        patch: size of a patch in this step. scale: slope and intercept of its values over HU.
+        caption: "" for none. pairs: sentences with their opposites.
     """
 
     key: str
     views: Views
     masks: PatchMask
     patch: int
+    scale: tuple[float, float] = (1.0, 0.0)
     caption: str = ""
     pairs: tuple[Pair, ...] = ()
 
@@ -48,13 +52,14 @@ class StageBatch:
     """A rank's scans of a step.
 
     Args:
-        views: [V, B, 1, ...]. masks: [B, V, N]. rows: which of the step's scans these are, of `scans` in all.
+        views: [V, B, 1, ...]. masks: [B, V, N]. scale: [B, 2] slope and intercept of values over HU.
     """
 
     keys: tuple[str, ...]
     views: Views
     masks: torch.Tensor
     patch: int
+    scale: torch.Tensor
     captions: tuple[str, ...] = ()
     pairs: tuple[tuple[Pair, ...], ...] = ()
 
@@ -64,23 +69,22 @@ class StageBatch:
     def to(self, device: torch.device) -> StageBatch:
         """The same with its tensors there."""
         views = self.views
-        moved = Views(
-            views.whole.to(device),
-            views.parts.to(device),
-            None if views.anchor is None else views.anchor.to(device),
-        )
-        return StageBatch(self.keys, moved, self.masks.to(device), self.patch, self.captions, self.pairs)
+        anchor = None if views.anchor is None else views.anchor.to(device)
+        moved = Views(views.whole.to(device), views.parts.to(device), anchor)
+        return replace(self, views=moved, masks=self.masks.to(device))
 
     def part(self, rows: slice) -> StageBatch:
         """Some of its scans."""
         views = self.views
-        some = Views(
-            views.whole[:, rows],
-            views.parts[:, rows],
-            None if views.anchor is None else views.anchor[:, rows],
-        )
+        anchor = None if views.anchor is None else views.anchor[:, rows]
         return StageBatch(
-            self.keys[rows], some, self.masks[rows], self.patch, self.captions[rows], self.pairs[rows]
+            self.keys[rows],
+            Views(views.whole[:, rows], views.parts[:, rows], anchor),
+            self.masks[rows],
+            self.patch,
+            self.scale[rows],
+            self.captions[rows],
+            self.pairs[rows],
         )
 
 
@@ -91,6 +95,7 @@ def stack_samples(samples: Sequence[StageSample]) -> StageBatch:
         stack_views([s.views for s in samples]),
         torch.stack([s.masks for s in samples]),
         samples[0].patch,
+        torch.tensor([s.scale for s in samples]),
         tuple(s.caption for s in samples),
         tuple(s.pairs for s in samples),
     )
@@ -154,13 +159,14 @@ class StageStream(IterableDataset[StageSample]):
         patch = patch_of(recipe, step)
         grid = [n // patch for n in views.whole.shape[2:]]
         masks = self._masks(step, index, grid, len(views.whole))
+        sample = StageSample(crop.key, views, masks, patch, _over_hu(self.scans.parts[crop.part].store, crop.key))
         if recipe.text is None:
-            return StageSample(crop.key, views, masks, patch)
+            return sample
         rng = random.Random(f"{recipe.seed}/{k}")
         text = self.texts[crop.key]
         caption = draw_caption(text, rng, shuffle_chance=recipe.text.shuffle_chance)
         pairs = draw_pairs(text, self._others(crop.key, rng), rng, count=recipe.text.pairs)
-        return StageSample(crop.key, views, masks, patch, caption, tuple(pairs))
+        return replace(sample, caption=caption, pairs=tuple(pairs))
 
     def __iter__(self) -> Iterator[StageSample]:
         info = get_worker_info()
@@ -199,6 +205,12 @@ class StageStream(IterableDataset[StageSample]):
         own = self.patients.get(key)
         drawn = rng.choices(self._tellers, k=self.recipe.text.others) if self._tellers else []
         return [self.texts[other] for other in drawn if self.patients.get(other) != own]
+
+
+def _over_hu(store: Store, key: str) -> tuple[float, float]:
+    """value = HU · slope + intercept, however the store keeps it."""
+    trace = json.loads(store.row(key).trace)
+    return float(trace["slope"]), float(trace["intercept"])
 
 
 def zscore(image: ScanCrop) -> ScanCrop:

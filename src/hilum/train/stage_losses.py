@@ -47,7 +47,7 @@ def stage_losses(student: Student, seen: Seen, batch: StageBatch, targets: Targe
         losses["koleo"] = weights.koleo * torch.stack(spread).mean()
     if weights.gram and targets.anchors is not None:
         losses["gram"] = weights.gram * gram_loss(seen.patches.flatten(0, 1), targets.anchors.flatten(0, 1))
-    return losses | _text(student, seen, batch, weights)
+    return losses | _text(student, seen, batch, weights) | _others(student, seen, batch, targets)
 
 
 def _dino(student: Student, seen: Seen, whole: torch.Tensor, weights: LossRecipe) -> Losses:
@@ -80,6 +80,16 @@ def _text(student: Student, seen: Seen, batch: StageBatch, weights: LossRecipe) 
     clip = clip_loss(seen.image[told], seen.captions[told], scale, same=same)
     osl = osl_loss(seen.image, seen.said, seen.unsaid, pair_labels(batch.pairs).to(device), scale)
     return {"clip": weights.clip * clip, "osl": weights.osl * osl}
+
+
+def _others(student: Student, seen: Seen, batch: StageBatch, targets: Targets) -> Losses:
+    """What teachers of other making say of the whole views."""
+    if student.distil is None or targets.others is None:
+        return {}
+    grid = [n // batch.patch for n in batch.views.whole.shape[3:]]
+    cls, patches = (rows.transpose(0, 1).flatten(0, 1) for rows in (seen.whole, seen.patches))
+    found = student.distil.losses(cls, patches, grid, targets.others)
+    return {name: student.distil.weights[name] * value for name, value in found.items()}
 
 
 def row_ids(texts: Sequence[str]) -> torch.Tensor:

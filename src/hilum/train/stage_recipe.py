@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hilum.objective.masks import MaskPlan
+from hilum.train.distil import DistilRecipe
 from hilum.train.groups import GroupRecipe
 from hilum.train.recipe import RunRecipe, Strict
 from hilum.train.schedule import Schedules
@@ -95,6 +96,7 @@ class StageRecipe(RunRecipe):
     rates: Schedules
     groups: GroupRecipe = Field(default_factory=lambda: GroupRecipe.model_validate({}))
     text: TextRecipe | None = None
+    distil: DistilRecipe | None = Field(None, description="frozen teachers of other making; of the middle alone")
 
     @model_validator(mode="after")
     def _whole(self) -> StageRecipe:
@@ -107,6 +109,9 @@ class StageRecipe(RunRecipe):
             raise ValueError("losses.clip and losses.osl need flexict-text")
         if self.losses.gram and not (self.start or self.gram_teacher):
             raise ValueError("losses.gram needs a teacher: gram_teacher or start")
+        if self.distil is not None and (self.volumes is None or self.volumes.whole_vox != "middle"):
+            # a region that is stretched to a view has other voxel sizes in every scan
+            raise ValueError('distil needs volumes.whole_vox = "middle"')
         for side in self.view_sides():
             if wrong := [patch for patch in self.patches if patch < 1 or side % patch]:
                 raise ValueError(f"views of {side} voxels are no whole number of patches of {wrong[0]}")
@@ -125,12 +130,17 @@ class StageRecipe(RunRecipe):
 
 def beside_recipe(data: dict[str, Any], folder: Path) -> None:
     """Paths of a recipe are relative to its file; whatever is no text is left for the recipe to refuse."""
+    distil = data.get("distil")
+    teachers = _tables(distil.get("teachers")) if isinstance(distil, dict) else []
     owners: list[tuple[dict[str, Any], tuple[str, ...]]] = [(data, ("start", "gram_teacher"))]
-    parts = data.get("data")
-    owners += (
-        [(part, ("cohort",)) for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    )
+    owners += [(part, ("cohort",)) for part in _tables(data.get("data"))]
+    # a teacher without a slash is one that Hilum knows by name
+    owners += [(teacher, ("teacher",)) for teacher in teachers if "/" in str(teacher.get("teacher"))]
     for owner, names in owners:
         for name in names:
             if isinstance(owner.get(name), str):
                 owner[name] = str(folder / owner[name])
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    return [table for table in value if isinstance(table, dict)] if isinstance(value, list) else []

@@ -6,6 +6,7 @@ through its call, by name: `student("embed", batch, step, text)`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from hilum.objective.dino import view_targets
 from hilum.objective.precision import full
 from hilum.objective.sinkhorn import Balanced, balance
 from hilum.tensors import Embeddings
+from hilum.train.distil import Distil, Target
 from hilum.train.stage_data import StageBatch, generator_of
 from hilum.train.stage_recipe import LossRecipe, StageRecipe
 from hilum.train.views import Views
@@ -53,12 +55,14 @@ class Targets(NamedTuple):
 
     Args:
         whole: shares of prototypes per whole view [V, B, K]; None where no loss asks. hidden: of every masked
-            patch, in the order of `Seen.hidden`. anchors: [B, V, N, D] the Gram teacher's patches.
+            patch, in the order of `Seen.hidden`. anchors: [B, V, N, D] the Gram teacher's patches. others: what
+            other teachers say of the whole views (V · B), by name.
     """
 
     whole: torch.Tensor | None
     hidden: Balanced | None
     anchors: torch.Tensor | None = None
+    others: Mapping[str, Target] | None = None
 
 
 class TextIds(NamedTuple):
@@ -71,7 +75,13 @@ class TextIds(NamedTuple):
 class Student(nn.Module):
     """Backbone, heads and, for the third stage, the language side."""
 
-    def __init__(self, vision: ViTConfig, recipe: StageRecipe, text: TextTower | None = None) -> None:
+    def __init__(
+        self,
+        vision: ViTConfig,
+        recipe: StageRecipe,
+        text: TextTower | None = None,
+        distil: Distil | None = None,
+    ) -> None:
         super().__init__()
         self.losses: LossRecipe = recipe.losses
         self.seed = recipe.seed
@@ -80,7 +90,7 @@ class Student(nn.Module):
         sizes = recipe.heads.model_dump(exclude={"chunk"})
         self.dino = DinoHead(DinoHeadConfig(vision.width, **sizes)) if recipe.losses.dino else None
         self.ibot = DinoHead(DinoHeadConfig(vision.width, **sizes)) if recipe.losses.ibot else None
-        self.text = text
+        self.text, self.distil = text, distil
         self.projection = None if text is None else nn.Linear(2 * vision.width, text.width, bias=False)
         self.temperature = None if text is None else Temperature()
         # the embedding of the other rank of pictures has no gradient: DDP would wait for it
@@ -112,7 +122,8 @@ class Student(nn.Module):
             image = self.image_embedding(out)
             hidden = self._hidden_again(batch, step)
             captions, said, unsaid = self._read(text)
-        patches = _by_scan(out.patches, count) if self.losses.gram else views.whole.new_zeros(scans, 0)
+        wanted = self.losses.gram or self.distil is not None
+        patches = _by_scan(out.patches, count) if wanted else views.whole.new_zeros(scans, 0)
         return Seen(
             _by_scan(out.cls, count), hidden, self._small(batch, step), patches, image, captions, said, unsaid
         )
