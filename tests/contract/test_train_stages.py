@@ -35,7 +35,9 @@ def tiny_bert(folder: Path) -> Path:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=80, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    config = BertConfig(
+        vocab_size=80, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
     vocabulary = {word: n for n, word in enumerate(["[PAD]", "[UNK]", *WORDS][:80])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))

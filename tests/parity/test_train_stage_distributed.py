@@ -23,10 +23,13 @@ from hilum.train.parallel import mean_losses, wrapped
 
 RANKS = 2
 GRAM = {"dino": 0.5, "ibot": 1.0, "koleo": 0.1, "gram": 1.5}
+DISTIL = {"teachers": [{"teacher": "blocks", "weight": 1.0}], "fit_scans": 8}
+MIDDLE = {"side_vox": 16, "part_side_vox": 8, "whole_vox": "middle", "part_vox": [4, 8], "parts": 2}
 STAGES = {
     "slices": ("flexict-2d", {}),
     "volumes": ("flexict-3d", {"losses": GRAM, "gram_teacher": "."}),
     "text": ("flexict-text", {}),
+    "distil": ("flexict-3d", {"distil": DISTIL, "volumes": MIDDLE}),
 }
 WAYS = {"ddp": {}, "ddp in parts": {"micro": 1}, "fsdp": {}, "fsdp in parts": {"micro": 1}}
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from _store_scans import write_scans
+from hilum.model.text_tower import TextTower
+from hilum.text.tokens import Tokens
 from torch import nn
 
 from hilum.cohort.loader import Part
 from hilum.cohort.prep_presets import Pipeline
 from hilum.cohort.store import open_store
 from hilum.cohort.store_write import StoreJob, prepare_store
-from hilum.model.text_tower import TextTower
 from hilum.model.vit_config import ViTConfig
 from hilum.text.captions import ScanText, scan_text
-from hilum.text.tokens import Tokens
 from hilum.train.stage import StageTask
 from hilum.train.stage_recipe import StageRecipe
 from hilum.train.stage_start import Start
@@ -93,7 +93,10 @@ def tiny_task(store: Path, recipe: StageRecipe, **start: Any) -> StageTask:
         texts = {f"scan{i}": scan_text(REPORTS[i % len(REPORTS)]) for i in range(len(part.store.keys))}
         torch.manual_seed(7)
         begin.text, begin.tokens, begin.text_config = TinyTower(), tiny_tokens(), {"model_type": "tiny"}
-    return StageTask(recipe, [part], begin, texts=texts, patients={key: key for key in texts})
+    task = StageTask(recipe, [part], begin, texts=texts, patients={key: key for key in texts})
+    if recipe.distil is not None:
+        task._others = [BlockTeacher()]
+    return task
 
 
 def phantom_cohort(folder: Path, count: int = 4) -> Path:
@@ -105,3 +108,20 @@ def phantom_cohort(folder: Path, count: int = 4) -> Path:
     split = "train=0.5,val=0.25,test=0.25"
     assert run(["prepare", made, "--out", prepared, "--prep", "flexict-3d-4mm", "--split", split]) == 0
     return folder / "prepared"
+
+
+class BlockTeacher:
+    """A frozen teacher for tests: fixed features of blocks of 4 voxels."""
+
+    name, sha256, width, summary_width = "blocks", "ab" * 32, 6, 6
+
+    def features(self, shown: Any) -> Any:
+        from hilum.train.teachers import Features
+
+        images = shown.images
+        blocks = images.unfold(2, 4, 4).unfold(3, 4, 4).unfold(4, 4, 4)
+        grid = tuple(blocks.shape[2:5])
+        rows = blocks.flatten(5).flatten(2, 4)[:, 0]
+        weight = torch.randn(64, 6, generator=torch.Generator().manual_seed(1)).to(rows)
+        patches = torch.tanh(rows @ weight / 8)
+        return Features(patches.mean(1), patches, grid)

@@ -30,8 +30,8 @@ from hilum.train.stage_data import StageBatch, StageStream, stack_samples
 from hilum.train.stage_losses import Losses, stage_losses
 from hilum.train.stage_recipe import StageRecipe
 from hilum.train.stage_start import Start
-from hilum.train.teachers import HuScale, Shown, Teacher
 from hilum.train.student import Seen, Student, Targets, TextIds
+from hilum.train.teachers import HuScale, Shown, Teacher
 
 
 class StageTask:

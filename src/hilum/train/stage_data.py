@@ -159,7 +159,9 @@ class StageStream(IterableDataset[StageSample]):
         patch = patch_of(recipe, step)
         grid = [n // patch for n in views.whole.shape[2:]]
         masks = self._masks(step, index, grid, len(views.whole))
-        sample = StageSample(crop.key, views, masks, patch, _over_hu(self.scans.parts[crop.part].store, crop.key))
+        sample = StageSample(
+            crop.key, views, masks, patch, _over_hu(self.scans.parts[crop.part].store, crop.key)
+        )
         if recipe.text is None:
             return sample
         rng = random.Random(f"{recipe.seed}/{k}")

@@ -96,7 +96,9 @@ class StageRecipe(RunRecipe):
     rates: Schedules
     groups: GroupRecipe = Field(default_factory=lambda: GroupRecipe.model_validate({}))
     text: TextRecipe | None = None
-    distil: DistilRecipe | None = Field(None, description="frozen teachers of other making; of the middle alone")
+    distil: DistilRecipe | None = Field(
+        None, description="frozen teachers of other making; of the middle alone"
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> StageRecipe:

@@ -94,7 +94,9 @@ class Student(nn.Module):
         self.projection = None if text is None else nn.Linear(2 * vision.width, text.width, bias=False)
         self.temperature = None if text is None else Temperature()
         # the embedding of the other rank of pictures has no gradient: DDP would wait for it
-        (self.vision.patch_3d if recipe.slices is not None else self.vision.patch_2d).requires_grad_(False)
+        resting = self.vision.patch_3d if recipe.slices is not None else self.vision.patch_2d
+        if resting is not None:
+            resting.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Student:
         """A text tower drops nothing out: what is random in a step comes from its seed, and a part of a batch is
