@@ -1,4 +1,4 @@
-"""The recipes of the stages, one after the other, made tiny, from a cohort of phantoms to encoders: as a user would."""
+"""The recipes of the stages, one after the other, made tiny, from phantoms to encoders: as a user would."""
 
 import json
 import sys

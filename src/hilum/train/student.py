@@ -55,8 +55,8 @@ class Targets(NamedTuple):
 
     Args:
         whole: shares of prototypes per whole view [V, B, K]; None where no loss asks. hidden: of every masked
-            patch, in the order of `Seen.hidden`. anchors: [B, V, N, D] the Gram teacher's patches. others: what
-            other teachers say of the whole views (V · B), by name.
+            patch, in the order of `Seen.hidden`. anchors: [B, V, N, D] the Gram teacher's patches.
+        others: what other teachers say of the whole views (V · B), by name.
     """
 
     whole: torch.Tensor | None
@@ -99,8 +99,8 @@ class Student(nn.Module):
             resting.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Student:
-        """A text tower drops nothing out: what is random in a step comes from its seed, and a part of a batch is
-        seen twice (`parts.backward_in_parts`)."""
+        """A text tower drops nothing out: what is random in a step comes from its seed, and a part of a
+        batch is seen twice (`parts.backward_in_parts`)."""
         super().train(mode)
         if self.text is not None:
             self.text.eval()
