@@ -69,7 +69,7 @@ def test_a_run_killed_twice_ends_as_one_that_was_not(tmp_path):
         os.kill(run.pid, signal.SIGKILL)
         assert run.wait() == -signal.SIGKILL, "killed before its end, or nothing was tried"
     assert start(recipe, cut).wait() == 0 and undisturbed.wait() == 0
-    for name in ("encoder/model.safetensors", "heads.safetensors"):
+    for name in ("encoder/model.safetensors", "encoder-heads.safetensors"):
         one, other = load_file(whole / name), load_file(cut / name)
         assert one.keys() == other.keys() and all((one[k] == other[k]).all() for k in one), name
     losses = {}

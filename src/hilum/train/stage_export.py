@@ -18,7 +18,7 @@ from hilum.cohort.loader import Part
 from hilum.io.encoder_file import EncoderConfig, EncoderFile, TextConfig, save_encoder
 from hilum.io.weights import save_weights
 from hilum.train.stage_recipe import StageRecipe
-from hilum.train.stage_start import HEADS, Start
+from hilum.train.stage_start import Start, heads_beside
 
 PARTS = ("vision.", "projection.", "temperature.", "text.")
 
@@ -32,7 +32,7 @@ def export_stage(
     parts: list[Part],
     step: int,
 ) -> Path:
-    """Writes `folder/name` and `folder/heads.safetensors`.
+    """Writes `folder/name`, and the heads beside it.
 
     Args:
         teacher: all of the average's tensors (`Average.tensors`). step: how many it has seen.
@@ -45,7 +45,7 @@ def export_stage(
     save_encoder(folder / name, file, overwrite=True)
     heads = {key: value for key, value in arrays.items() if not key.startswith(PARTS)}
     if heads:
-        save_weights(folder / HEADS, heads, {"step": str(step), "name": recipe.name})
+        save_weights(heads_beside(folder / name), heads, {"step": str(step), "name": recipe.name})
     return folder / name
 
 

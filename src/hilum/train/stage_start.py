@@ -25,8 +25,8 @@ from hilum.text.tokens import Tokens
 from hilum.train.stage_recipe import StageRecipe
 from hilum.train.student import Student
 
-ENCODER, HEADS = "encoder", "heads.safetensors"
-"""In the folder of a run: what it exports, and the teacher's heads for a stage that goes on with them."""
+ENCODER = "encoder"
+"""What a run exports, in its folder."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ def start_of(recipe: StageRecipe) -> Start:
     start = Start(preset, described.net, volumes=recipe.volumes is not None)
     if recipe.start is not None:
         start.file = read_stage(recipe.start)
-        start.heads = _heads(recipe.start)
+        start.heads = _heads(encoder_in(recipe.start))
     if recipe.gram_teacher is not None:
         start.teacher = read_stage(recipe.gram_teacher)
     if recipe.text is not None:
@@ -109,9 +109,18 @@ def read_stage(folder: Path) -> EncoderFile:
         UsageError: `CONFIG_VALUE` where there is none.
         WeightsError: as of `load_encoder`.
     """
+    return load_encoder(encoder_in(folder))
+
+
+def encoder_in(folder: Path) -> Path:
+    """The folder itself, or the encoder in it.
+
+    Raises:
+        UsageError: `CONFIG_VALUE` where there is none.
+    """
     for place in (folder, folder / ENCODER):
         if is_encoder(place):
-            return load_encoder(place)
+            return place
     raise UsageError(
         "CONFIG_VALUE",
         "a stage starts from a folder with an encoder",
@@ -137,8 +146,13 @@ def _fits(module: torch.nn.Module, own: Mapping[str, torch.Tensor]) -> bool:
     return {k: v.shape for k, v in module.state_dict().items()} == {k: v.shape for k, v in own.items()}
 
 
-def _heads(folder: Path) -> dict[str, np.ndarray]:
-    path = folder / HEADS
+def heads_beside(encoder: Path) -> Path:
+    """Where a run keeps the teacher's heads, for a stage that goes on with them; no exported model has them."""
+    return encoder.with_name(f"{encoder.name}-heads.safetensors")
+
+
+def _heads(encoder: Path) -> dict[str, np.ndarray]:
+    path = heads_beside(encoder)
     return load_weights(path)[0] if path.is_file() else {}
 
 
