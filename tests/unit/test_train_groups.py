@@ -189,3 +189,15 @@ def test_the_base_model_has_one_group_per_layer_and_kind():
     # 16 blocks and the patch embeddings with and without decay, the tokens, the last norm
     assert len(rows) == 2 * 17 + 2
     assert min(row.lr for row in rows) == pytest.approx(0.2 * 0.9**17)
+
+
+def test_a_text_tower_has_a_factor_of_its_own():
+    from _stages import TinyTower
+
+    model = nn.ModuleDict({"text": TinyTower(), "projection": nn.Linear(4, 3)})
+    groups = parameter_groups(model, GroupRecipe.model_validate({"text_factor": 0.05}))
+    factors = {name: group.how.lr_factor for group in groups for name in group.parameters}
+    assert {n: f for n, f in factors.items() if n.startswith("text.")} == {
+        "text.table.weight": 0.05, "text.mix.weight": 0.05, "text.mix.bias": 0.05,
+    }  # fmt: skip
+    assert factors["projection.weight"] == 1.0

@@ -23,6 +23,7 @@ from torch import nn
 from hilum.errors import UsageError
 from hilum.model.dino_head import DinoHead
 from hilum.model.patch import PatchEmbed
+from hilum.model.text_tower import TextTower
 from hilum.model.vit import ViT
 from hilum.train.recipe import Strict
 from hilum.train.schedule import Rates
@@ -37,6 +38,7 @@ class GroupRecipe(Strict):
 
     layer_decay: float = Field(0.9, gt=0, le=1, description="share of the learning rate kept per block down")
     patch_factor: float = Field(0.2, gt=0, le=1, description="of the learning rate of patch embeddings")
+    text_factor: float = Field(1.0, gt=0, description="of the learning rate of a text tower")
 
 
 class Treatment(NamedTuple):
@@ -166,9 +168,12 @@ def _treatments(model: nn.Module, recipe: GroupRecipe) -> Iterator[tuple[str, Tr
     """Name and treatment of every parameter, once for every module that owns it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     backbones = {name: module for name, module in modules.items() if isinstance(module, ViT)}
+    towers = [name for name, module in modules.items() if isinstance(module, TextTower)]
     heads = {_joined(name, "last") for name, module in modules.items() if isinstance(module, DinoHead)}
     for owner, module in modules.items():
         slowed = recipe.patch_factor if isinstance(module, PatchEmbed) else 1.0
+        if any(owner == tower or owner.startswith(_joined(tower, "")) for tower in towers):
+            slowed = recipe.text_factor
         for own, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             factor = slowed * recipe.layer_decay ** _blocks_above(owner, backbones)
             decays = _decays(module, own, parameter)

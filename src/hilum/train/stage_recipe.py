@@ -63,7 +63,6 @@ class TextRecipe(Strict):
     pairs: int = Field(8, ge=2, multiple_of=2, description="opposite sentences per scan")
     others: int = Field(16, ge=1, description="other patients whose findings may be told of a scan")
     shuffle_chance: float = Field(0.5, ge=0, le=1, description="of paragraphs in another order")
-    lr_factor: float = Field(1.0, gt=0, description="of the learning rate, for the text tower")
     frozen: bool = Field(False, description="the text tower stays as it came")
 
 
