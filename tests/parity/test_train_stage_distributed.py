@@ -131,6 +131,9 @@ def test_every_trained_parameter_has_a_gradient(alone, stage, store):
     trained = {f"gradient {name}" for name, p in student.named_parameters() if p.requires_grad}
     assert trained == {key for key in alone[stage] if key.startswith("gradient")}
     biggest = {key: float(alone[stage][key].abs().max()) for key in trained}
-    assert all(value > 0 for value in biggest.values()), [k for k, v in biggest.items() if not v]
+    # an adaptor's last map starts at zero: what is before it follows after one step
+    before = "gradient distil.heads."
+    still = [k for k, v in biggest.items() if not v and not k.startswith(before)]
+    assert not still and any(v for k, v in biggest.items() if k.startswith(before)) == (stage == "distil")
     needs = {"text": {"gradient projection.weight", "gradient temperature.log_scale"}}
     assert needs.get(stage, set()) <= trained

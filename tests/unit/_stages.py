@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from _store_scans import write_scans
-from hilum.model.text_tower import TextTower
-from hilum.text.tokens import Tokens
 from torch import nn
 
 from hilum.cohort.loader import Part
 from hilum.cohort.prep_presets import Pipeline
 from hilum.cohort.store import open_store
 from hilum.cohort.store_write import StoreJob, prepare_store
+from hilum.model.text_tower import TextTower
 from hilum.model.vit_config import ViTConfig
 from hilum.text.captions import ScanText, scan_text
+from hilum.text.tokens import Tokens
 from hilum.train.stage import StageTask
 from hilum.train.stage_recipe import StageRecipe
 from hilum.train.stage_start import Start

@@ -147,7 +147,7 @@ def _fits(module: torch.nn.Module, own: Mapping[str, torch.Tensor]) -> bool:
 
 
 def heads_beside(encoder: Path) -> Path:
-    """Where a run keeps the teacher's heads, for a stage that goes on with them; no exported model has them."""
+    """The heads of a teacher, for a stage that goes on with them; no exported model has them."""
     encoder = encoder.resolve()
     return encoder.with_name(f"{encoder.name}-heads.safetensors")
 
