@@ -24,7 +24,7 @@ ORDER = (
     ("read",),
     ("exam",),
     ("show",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 WITHOUT_TORCH = ("io", "text", "errors", "heap", "types", "geometry", "volume", "catalogue")

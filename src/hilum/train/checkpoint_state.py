@@ -21,6 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
 
 from hilum.errors import OutputError, UsageError, WeightsError
 from hilum.train.checkpoint_files import Manifest, partial
@@ -87,7 +88,11 @@ def write(tensors: Tensors, folder: Path) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _one_process_is_fine():
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=not dist.is_initialized())
+            dcp.save(
+                {k: _packed(v) for k, v in tensors.items()},
+                storage_writer=writer,
+                no_dist=not dist.is_initialized(),
+            )
     except CheckpointException as error:
         # it is no `Exception`, and would pass by everything that expects one
         if not isinstance(failed := _first(error), OSError):
@@ -95,6 +100,11 @@ def write(tensors: Tensors, folder: Path) -> None:
         raise OutputError(
             "OUTPUT_UNWRITABLE", "a checkpoint can be written", got=failed, path=folder
         ) from error
+
+
+def _packed(value: torch.Tensor) -> torch.Tensor:
+    # safetensors holds rows in their order; convolutions may keep their channels last
+    return value if isinstance(value, DTensor) else value.contiguous()
 
 
 def read(
