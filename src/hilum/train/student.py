@@ -126,9 +126,11 @@ class Student(nn.Module):
             captions, said, unsaid = self._read(text)
         wanted = self.losses.gram or self.distil is not None
         patches = _by_scan(out.patches, count) if wanted else views.whole.new_zeros(scans, 0)
-        return Seen(
+        seen = Seen(
             _by_scan(out.cls, count), hidden, self._small(batch, step), patches, image, captions, said, unsaid
         )
+        # FSDP2 hangs its hooks on what leaves a model, and warns of views, which could be written into
+        return Seen(*(rows.clone() if rows._is_view() else rows for rows in seen))
 
     def image_embedding(self, seen: ViTOutput) -> Embeddings:
         """CLS and the mean patch, projected, of length 1 (FlexiCT §1)."""
