@@ -65,6 +65,18 @@ def test_ranks_and_a_later_start_see_the_same_samples(store, method):
     assert not torch.equal(whole[0].views.whole, whole[4].views.whole)
 
 
+def test_processes_that_prepare_views_change_nothing(store):
+    import itertools
+
+    seen = []
+    for workers in (0, 2):
+        task = tiny_task(store, tiny_recipe("flexict-text", workers=workers))
+        seen.append(list(itertools.islice(task.batches(1, torch.device("cpu")), 3)))
+    for one, other in zip(*seen, strict=True):
+        assert one.keys == other.keys and one.captions == other.captions and one.pairs == other.pairs
+        assert torch.equal(one.views.parts, other.views.parts) and torch.equal(one.masks, other.masks)
+
+
 def test_a_step_has_one_patch_size_and_both_come_as_often(store):
     recipe = tiny_recipe("flexict-3d")
     assert {s.patch for s in take(stream(store, recipe), 4)} == {patch_of(recipe, 0)}

@@ -111,8 +111,7 @@ class StageTask:
         student = unwrapped(model)
         assert isinstance(student, Student)
         targets = self._targets(average.module, batch, step)
-        micro = self.recipe.micro or len(batch)
-        parts = [batch.part(slice(a, a + micro)) for a in range(0, len(batch), micro)]
+        parts = batch.parts(self.recipe.micro)
         found: Losses = {}
 
         def embed(part: StageBatch) -> Seen:
@@ -136,17 +135,21 @@ class StageTask:
 
     @torch.no_grad()
     def _targets(self, teacher: nn.Module, batch: StageBatch, step: int) -> Targets:
-        targets = teacher("targets", batch, self.rates(step).temperature)
+        targets = teacher("targets", batch, self.rates(step).temperature, self.recipe.micro)
         if isinstance(teacher, Student) and teacher.distil is not None:
             # the standardisation never changes: the average's is the student's
             targets = targets._replace(others=teacher.distil.targets(*self._shown_of(batch)))
         if not self.recipe.losses.gram:
             return targets
+        return targets._replace(anchors=torch.cat([self._anchors(p) for p in batch.parts(self.recipe.micro)]))
+
+    def _anchors(self, batch: StageBatch) -> torch.Tensor:
+        """The Gram teacher's patches of whole views, on the student's grid: [B, V, N, D]."""
         views = batch.views.whole if batch.views.anchor is None else batch.views.anchor
         out = self._anchored(views.device)(views.flatten(0, 1), patch=batch.patch)
         grid = [n // batch.patch for n in batch.views.whole.shape[3:]]
         features = resize_features(out.patches, out.grid, grid)
-        return targets._replace(anchors=features.unflatten(0, (len(views), -1)).transpose(0, 1))
+        return features.unflatten(0, (len(views), -1)).transpose(0, 1)
 
     def _distil(self) -> Distil | None:
         recipe = self.recipe.distil

@@ -73,6 +73,11 @@ class StageBatch:
         moved = Views(views.whole.to(device), views.parts.to(device), anchor)
         return replace(self, views=moved, masks=self.masks.to(device))
 
+    def parts(self, scans: int | None) -> list[StageBatch]:
+        """So many scans at a time; None for all at once."""
+        size = scans or len(self)
+        return [self.part(slice(first, first + size)) for first in range(0, len(self), size)]
+
     def part(self, rows: slice) -> StageBatch:
         """Some of its scans."""
         views = self.views

@@ -138,16 +138,20 @@ class Student(nn.Module):
         return F.normalize(self.projection(torch.cat([seen.cls, seen.patches.mean(1)], 1)), dim=-1)
 
     @torch.no_grad()
-    def targets(self, batch: StageBatch, temperature: float) -> Targets:
-        """The teacher's: whole views, unmasked, in evaluation."""
-        out = self._see(batch.views.whole, batch, None, masked=False)
-        count = len(batch.views.whole)
+    def targets(self, batch: StageBatch, temperature: float, micro: int | None) -> Targets:
+        """The teacher's: whole views, unmasked, in evaluation, `micro` scans at a time."""
+        cls, tokens = [], []
+        for part in batch.parts(micro):
+            out = self._see(part.views.whole, part, None, masked=False)
+            count = len(part.views.whole)
+            cls.append(_by_scan(out.cls, count))
+            tokens.append(_by_scan(out.patches, count)[part.masks])
         whole, hidden = None, None
         if self.dino is not None:
-            whole = view_targets(self.dino(out.cls).unflatten(0, (count, len(batch))), temperature)
+            whole = view_targets(self.dino(torch.cat(cls).transpose(0, 1)), temperature)
         if self.ibot is not None:
             # Sinkhorn makes logits outside of autocast
-            rows = full(self.ibot.directions(_by_scan(out.patches, count)[batch.masks]))
+            rows = full(self.ibot.directions(torch.cat(tokens)))
             hidden = balance(rows, temperature, project=self.ibot.prototypes, chunk=self.chunk)
         return Targets(whole, hidden)
 
