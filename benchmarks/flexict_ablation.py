@@ -2,7 +2,7 @@
 
     python benchmarks/flexict_ablation.py --cohort PREPARED --encoder "2D only=DIR"
         --encoder "3D from scratch=DIR" --encoder "2D to 3D=DIR" --encoder "2D to 3D, text=DIR"
-        [--fraction 0.1 0.25 1] [--patch 8] [--every 4] [--device cpu]
+        [--fraction 0.1 0.25 1] [--patch 8] [--every 4] [--bf16] [--device cpu]
 
 PREPARED is what `hilum prepare --prep PRESET` left, DIR an encoder folder that a stage exported. Beside them
 stand the same network with fresh weights, densities alone and no information (docs/exam-frozen.md).
@@ -83,12 +83,15 @@ def main() -> int:
         "--every", type=int, default=4, help="one axial slice in so many, for models of slices"
     )
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true", help="the encoders' matrix products in bfloat16")
     parser.add_argument("--out", type=Path, default=RESULTS / "flexict_ablation.json")
     options = parser.parse_args()
     pairs = [told.partition("=") for told in options.encoder]
     names, folders = [name for name, _, _ in pairs], [Path(folder) for _, _, folder in pairs]
     cache = cache_folder() / "features"
-    looking = Looking(patch=options.patch, every=options.every, device=options.device, cache=cache)
+    looking = Looking(
+        patch=options.patch, every=options.every, bf16=options.bf16, device=options.device, cache=cache
+    )
     with progress_bars() as steps:
         result = examine_frozen(
             folders, options.cohort, names=names, looking=looking, fractions=options.fraction, steps=steps
@@ -99,7 +102,8 @@ def main() -> int:
         "command": "python benchmarks/flexict_ablation.py --cohort PREPARED "
         + " ".join(f'--encoder "{name}=DIR"' for name in names)
         + f" --fraction {' '.join(map(str, options.fraction))} --every {options.every}"
-        + (f" --patch {options.patch}" if options.patch else ""),
+        + (f" --patch {options.patch}" if options.patch else "")
+        + (" --bf16" if options.bf16 else ""),
         "date": time.strftime("%Y-%m-%d"),
         "claims": claims,
         **result.as_dict(),

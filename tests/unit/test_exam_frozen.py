@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from _cohort_layouts import plain_cohort
+from _encoders import file_of, stand_in
 
 from hilum.cli import run
 from hilum.cohort.manifest import MANIFEST
@@ -22,8 +23,9 @@ from hilum.exam.features import FeatureView, centre_field, scan_features
 from hilum.exam.frozen import examine_frozen
 from hilum.exam.frozen_cohort import FrozenCohort, open_cohort, require_untrained_on
 from hilum.exam.frozen_measure import Bench, Seeds, differences
-from hilum.exam.frozen_models import Looking, load_all
+from hilum.exam.frozen_models import Looking, load_all, scan_features_of
 from hilum.exam.frozen_table import UNMEASURED, as_markdown, as_text
+from hilum.exam.frozen_text import PROMPTS, zero_shot
 from hilum.exam.plain_features import EDGES_HU, histogram_features
 from hilum.exam.probe_linear import fit_linear
 from hilum.exam.probes import known_auroc
@@ -254,6 +256,29 @@ def test_paired_differences_are_narrower_than_unpaired_ones(cohort):
     (difference,) = differences(same)
     assert difference.value == (0.0, 0.0, 0.0) and (difference.first, difference.second) == ("b", "a")
     assert same[0].macro.high > same[0].macro.low
+
+
+def test_a_model_of_reports_is_asked_without_a_probe(cohort, prepared, tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    file = file_of("3d-vlm", prep=TINY.facts(), prep_2d=None, net={"patch": 4}, patch=4)
+    save_encoder(tmp_path / "vlm", file)
+    (one,) = load_all([tmp_path / "vlm"], cohort, "cpu")
+    features = scan_features_of(one, cohort, Looking())
+    scores = zero_shot(one, features.pooled(), PROMPTS["plain prompts"])
+    embedding = one.model.encoder.projection(torch.from_numpy(features.pooled())).detach()
+    embedding = (embedding / embedding.norm(dim=1, keepdim=True)).numpy()
+    questions = [text for pair in PROMPTS["plain prompts"] for text in pair]
+    assert questions[:2] == ["Medical material .", "No Medical material."]
+    logits = one.model.similarity(embedding, one.model.encode_text(questions))
+    scale = float(one.model.encoder.temperature().detach())
+    np.testing.assert_allclose(scores * scale, logits[:, ::2] - logits[:, 1::2], atol=1e-4)
+    result = examine_frozen([tmp_path / "vlm"], prepared, fractions=(1.0,), seeds=Seeds(draws=5))
+    asked = [row for row in result.rows if row.probe == "zero-shot"]
+    assert [row.name for row in asked] == ["tiny: plain prompts", "tiny: told sentences"]
+    assert all(row.findings == 2 for row in asked)
+    (plain,) = load_all([encoder(tmp_path / "b", "3d")], cohort, "cpu")
+    with pytest.raises(UsageError, match="MODEL_INPUT"):
+        zero_shot(plain, features.pooled(), PROMPTS["told sentences"])
 
 
 def test_the_command_prints_and_writes(prepared, tmp_path, capsys, monkeypatch):

@@ -45,6 +45,13 @@ EXAM_SEED = 9_000_000
 )
 @click.option("--device", default="cpu", show_default=True, help="frozen: where encoders run.")
 @click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="frozen: of the encoders' matrix products.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=None,
@@ -62,6 +69,7 @@ def exam(
     fractions: tuple[float, ...],
     patch: int | None,
     device: str,
+    precision: str,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -76,7 +84,14 @@ def exam(
         if cohort is None:
             raise click.UsageError("--suite frozen needs --cohort PREPARED")
         result = run_frozen(
-            models, cohort, fractions=fractions, patch=patch, device=device, out=out, quiet=as_json
+            models,
+            cohort,
+            fractions=fractions,
+            patch=patch,
+            device=device,
+            bf16=precision == "bf16",
+            out=out,
+            quiet=as_json,
         )
         click.echo(json.dumps(result, indent=2) if as_json else result["text"])
         return

@@ -16,6 +16,7 @@ def run_frozen(
     fractions: Sequence[float],
     patch: int | None,
     device: str,
+    bf16: bool,
     out: Path | None,
     quiet: bool,
 ) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def run_frozen(
     Args:
         folders: of encoders. cohort: prepared. fractions: of the training patients.
         patch: voxels, None for each encoder's own. device: where networks run.
+        bf16: matrix products in bfloat16.
         out: folder for frozen.json and frozen.md; None writes nothing. quiet: no progress.
     """
     from hilum.exam.frozen import examine_frozen
@@ -32,7 +34,7 @@ def run_frozen(
     from hilum.io.atomic import atomic_write
     from hilum.io.fetch import cache_folder
 
-    looking = Looking(patch=patch, device=device, cache=cache_folder() / "features")
+    looking = Looking(patch=patch, device=device, bf16=bf16, cache=cache_folder() / "features")
     paths = [Path(folder) for folder in folders]
     with progress_bars(quiet) as steps:
         result = examine_frozen(paths, cohort, looking=looking, fractions=fractions, steps=steps)

@@ -27,6 +27,7 @@ from hilum.cohort.store import Store, read_store_file
 from hilum.cohort.store_chunks import Three
 from hilum.errors import InputRefused, UsageError, WeightsError
 from hilum.io.weights import load_weights, save_weights
+from hilum.model.patch import patch_sizes
 from hilum.model.vit import ViT
 from hilum.tensors import VoxelTensor
 
@@ -52,15 +53,16 @@ class FeatureView:
 
     Args:
         kind: ``volume`` through the 3D patch embedding, ``slices`` through the 2D one.
-        patch: size of a patch, voxels. field_vox: the field in the scan's middle, voxels of the store along
-            each axis; None takes what the store's preset pads or crops to.
+        patch: size of a patch, voxels, one or one per axis.
+        field_vox: the field in the scan's middle, voxels of the store along each axis; None takes what the
+            store's preset pads or crops to.
         every: one axial slice in so many is taken, from half as many on.
         by_slice: each slice is brought to mean 0 and deviation 1 again, as for a model of slices.
         bf16: matrix products in bfloat16.
     """
 
     kind: Literal["volume", "slices"] = "volume"
-    patch: int = 8
+    patch: int | tuple[int, ...] = 8
     field_vox: Three | None = None
     every: int = 4
     by_slice: bool = False
@@ -219,8 +221,8 @@ def _computed(
 
 
 def _check(view: FeatureView, store: Store) -> None:
-    if min(view.every, view.patch, *(view.field_vox or (1,))) < 1:
-        raise UsageError("CONFIG_VALUE", "a view has a patch, a field and slices", expected=">= 1", got=view)
+    if min(view.every, *(view.field_vox or (1,))) < 1:
+        raise UsageError("CONFIG_VALUE", "a view has a field and slices", expected=">= 1", got=view)
     if view.kind == "volume" and store.prep["values"] == "zscore-slice":
         raise UsageError(
             "CONFIG_VALUE",
@@ -235,11 +237,17 @@ def _batches(store: Store, keys: Sequence[str], view: FeatureView) -> Iterator[S
     most = 1
     if view.kind == "volume" and keys:
         size = field_of(store, keys[0]) if view.field_vox is None else view.field_vox
-        most = max(1, TOKENS // max(1, math.prod(n // view.patch for n in size)))
+        most = max(1, TOKENS // _tokens_of(size, view))
     if view.field_vox is None and 0 in store.prep["fit_vox"]:
         most = 1  # each scan has a field of its own
     for start in range(0, len(keys), most):
         yield keys[start : start + most]
+
+
+def _tokens_of(size: tuple[int, ...], view: FeatureView) -> int:
+    """Patches of one picture."""
+    sizes = patch_sizes(view.patch, len(size))
+    return max(1, math.prod(n // p for n, p in zip(size, sizes, strict=True)))
 
 
 def _tokens(vision: ViT, pictures: torch.Tensor, view: FeatureView) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,9 +270,8 @@ def _slice_rows(vision: ViT, field: VoxelTensor, view: FeatureView, axis: int) -
     slices = seen if len(seen) else slices[:1]  # padding beyond the scan's ends shows nothing
     if view.by_slice:
         slices = zscore_slices(slices, 0)
-    tokens = max(1, math.prod(n // view.patch for n in slices.shape[1:]))
     parts = []
-    for some in slices.split(max(1, TOKENS // tokens)):
+    for some in slices.split(max(1, TOKENS // _tokens_of(tuple(slices.shape[1:]), view))):
         cls, patches = _tokens(vision, some[:, None], view)
         parts.append(torch.stack([cls, patches.mean(1)], dim=1))
     both = torch.cat(parts)

@@ -135,7 +135,7 @@ def _majority(bench: Bench) -> Measured:
 
 
 def _zero_shot(bench: Bench, one: Loaded, looking: Looking) -> list[Measured]:
-    if one.config.kind != "3d-vlm":
+    if one.kind != "3d-vlm":
         return []
     features = scan_features_of(one, bench.cohort, looking).pooled("cls+mean")[bench.cohort.rows("test")]
     found = []

@@ -16,9 +16,8 @@ from hilum.cohort.store import Store
 from hilum.exam.features import FeatureView, Pooling, ScanFeatures, scan_features
 from hilum.exam.frozen_cohort import FrozenCohort, require_untrained_on
 from hilum.exam.plain_features import histogram_features, keeps_hu
-from hilum.io.encoder_file import EncoderConfig, load_encoder
-from hilum.model.encoder import Encoder, build_encoder, load_tensors
 from hilum.model.vit import ViT
+from hilum.read.encoder import LoadedEncoder, load
 
 AllFeatures = Float32[np.ndarray, "N F"]
 
@@ -56,27 +55,34 @@ class Named:
 
 @dataclass(frozen=True)
 class Loaded:
-    """An encoder and what its folder says.
+    """An encoder of the exam.
 
     Args:
-        name: unique within the exam. store: the cohort's, on the encoder's grid. text: of the tokenizer.
+        name: unique within the exam. model: the encoder. store: the cohort's, on the encoder's grid.
         seen: what could be looked at of the scans that it was trained on.
     """
 
     name: str
-    encoder: Encoder
-    config: EncoderConfig
-    card: dict[str, Any]
+    model: LoadedEncoder
     store: Store
-    text: str | None
     seen: str
+
+    @property
+    def vision(self) -> ViT:
+        """Its backbone."""
+        return self.model.encoder.vision
+
+    @property
+    def kind(self) -> str:
+        """What was trained: ``2d``, ``3d`` or ``3d-vlm``."""
+        return self.model.config.kind
 
     def facts(self) -> dict[str, Any]:
         """For the result."""
         keys = ("sha256", "synthetic", "trained_on", "stage", "steps", "licence")
-        told = {key: self.card[key] for key in keys if key in self.card}
-        return {"name": self.name, "kind": self.config.kind, "store": self.store.root.name, **told,
-                "unseen": self.seen}  # fmt: skip
+        told = {key: self.model.card[key] for key in keys if key in self.model.card}
+        where = {"name": self.name, "kind": self.kind, "store": self.store.root.name}
+        return {**where, **told, "unseen": self.seen}
 
 
 def load_all(
@@ -89,20 +95,16 @@ def load_all(
         names: one each; None takes the cards'.
 
     Raises:
-        WeightsError: as of `load_encoder` and `load_tensors`. LeakError: `PATIENT_LEAK`.
-        UsageError: `GRID_MISMATCH`, the cohort has no store on an encoder's grid.
+        UsageError: `GRID_MISMATCH`, the cohort has no store on an encoder's grid. LeakError: `PATIENT_LEAK`.
+        Others as of `hilum.read.encoder.load`.
     """
     found: list[Loaded] = []
     for n, folder in enumerate(folders):
-        file = load_encoder(folder)
-        store = cohort.store_for(file.config.prep)
-        seen = require_untrained_on(file.card, cohort)
-        encoder = build_encoder(file.config)
-        load_tensors(encoder, {name: torch.from_numpy(array) for name, array in file.tensors.items()})
-        wanted = str(file.card["name"]) if names is None else names[n]
-        name = _unique(wanted, folder, [one.name for one in found])
-        encoder = encoder.to(device).eval()
-        found.append(Loaded(name, encoder, file.config, dict(file.card), store, file.tokenizer, seen))
+        model = load(folder, device)
+        store = cohort.store_for(model.config.prep)
+        seen = require_untrained_on(model.card, cohort)
+        wanted = str(model.card["name"]) if names is None else names[n]
+        found.append(Loaded(_unique(wanted, folder, [one.name for one in found]), model, store, seen))
     return found
 
 
@@ -138,15 +140,16 @@ def passes(loaded: Sequence[Loaded], cohort: FrozenCohort, looking: Looking, see
 
 def ways(one: Loaded, looking: Looking) -> Iterator[tuple[str, ViT, FeatureView]]:
     """How an encoder can be shown a scan: ``volume``, or ``slices`` and ``inflated``."""
-    vision = one.encoder.vision
-    view = FeatureView(
-        "volume", looking.patch or one.config.patch, one.config.field_vox, looking.every, bf16=looking.bf16
-    )
-    if one.config.kind != "2d":
+    vision, config = one.vision, one.model.config
+    own: dict[int, int | tuple[int, ...]] = dict.fromkeys((2, 3), config.patch)
+    if config.patch == vision.config.patch:
+        own = {axes: vision.config.patch_base(axes) for axes in (2, 3)}
+    view = FeatureView("volume", looking.patch or own[3], config.field_vox, looking.every, bf16=looking.bf16)
+    if one.kind != "2d":
         yield "volume", vision, view
         return
-    by_slice = one.config.prep["values"] == "zscore-slice"
-    yield "slices", vision, replace(view, kind="slices", by_slice=by_slice)
+    by_slice = config.prep["values"] == "zscore-slice"
+    yield "slices", vision, replace(view, kind="slices", patch=looking.patch or own[2], by_slice=by_slice)
     if one.store.prep["values"] != "zscore-slice":
         inflated = ViT(vision.config).to(vision.cls.device)
         inflated.load_state_dict(vision.state_dict())
@@ -175,7 +178,7 @@ def _untrained(
             done.append(same)
             fresh = ViT(vision.config)
             fresh.reset(torch.Generator().manual_seed(seed))
-            backbone = one.config.backbone.get("name", "network")
+            backbone = one.model.config.backbone.get("name", "network")
             yield f"untrained {backbone}: {way}", fresh.to(looking.device).eval(), one, view
 
 

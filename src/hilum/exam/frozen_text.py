@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float32, Float64
 
 from hilum.exam.frozen_models import Loaded
-from hilum.model.encoder import Encoder, unit, without_text
+from hilum.model.encoder import unit, without_text
+from hilum.read.encoder import prompts
 from hilum.text.captions import Statement, told
 from hilum.text.vocabulary import FINDINGS
 
@@ -22,8 +23,7 @@ Scores = Float64[np.ndarray, "S D"]
 def _pairs() -> Mapping[str, Pairs]:
     statements = [Statement(finding.slug, "") for finding in FINDINGS]
     return {
-        # as the public evaluation words them (FlexiCT §4)
-        "plain prompts": [(f"{finding.name} .", f"No {finding.name}.") for finding in FINDINGS],
+        "plain prompts": list(zip(*prompts([finding.name for finding in FINDINGS]), strict=True)),
         # as training words opposite sentences
         "told sentences": [(told(s, "en", there=True), told(s, "en", there=False)) for s in statements],
     }
@@ -44,22 +44,9 @@ def zero_shot(one: Loaded, features: ImageFeatures, pairs: Pairs) -> Scores:
     Raises:
         UsageError: `MODEL_INPUT` for a model without reports.
     """
-    encoder = one.encoder
-    if encoder.projection is None or one.text is None or one.config.text is None:
+    projection = one.model.encoder.projection
+    if projection is None:
         raise without_text("zero-shot classification")
-    device = encoder.projection.weight.device
-    scans = unit(encoder.projection(torch.from_numpy(features).to(device)))
-    present, absent = (_texts(encoder, one, [pair[i] for pair in pairs]) for i in (0, 1))
-    return (scans @ (present - absent).T).double().cpu().numpy()
-
-
-def _texts(encoder: Encoder, one: Loaded, texts: Sequence[str]) -> torch.Tensor:
-    setting = one.config.text
-    assert setting is not None and one.text is not None and encoder.text is not None, "checked by the caller"
-    # the tokenizers' library comes with the extra `text`
-    from hilum.text.tokens import Tokens
-
-    words = [setting.prefix + (text.lower() if setting.lower else text) for text in texts]
-    ids, mask = Tokens(one.text)(words, setting.max_tokens)
-    device = next(encoder.text.parameters()).device
-    return unit(encoder.text(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)))
+    scans = unit(projection(torch.from_numpy(features).to(projection.weight.device))).cpu().numpy()
+    present, absent = (one.model.encode_text([pair[i] for pair in pairs]) for i in (0, 1))
+    return scans.astype(np.float64) @ (present - absent).astype(np.float64).T
