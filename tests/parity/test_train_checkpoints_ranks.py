@@ -141,11 +141,18 @@ def refusals(rank, folder, run, mesh):
     with pytest.raises(WeightsError, match=r"RESUME_CHANGED.*name"):
         kept.load(*fresh.parts, '{"name": "other"}')
     held["untouched"] = equal(fresh.whole(), saved)
+    # wherever one rank fails, none waits for it
+    for place in ("safetensors.torch.save", "hilum.train.checkpoint_files.file_facts", "os.fsync"):
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == (0 if place == "os.fsync" else 1):
+                patch.setattr(place, full)
+            with pytest.raises(OutputError, match=r"OUTPUT_UNWRITABLE.*No space left"):
+                kept.save(3, *fresh.parts, RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         if rank == 1:
-            patch.setattr("safetensors.torch.save", full)
-        with pytest.raises(OutputError, match=r"OUTPUT_UNWRITABLE.*No space left"):
-            kept.save(3, *fresh.parts, RECIPE)
+            patch.setattr("hilum.train.checkpoint_files.file_facts", full)
+        with pytest.raises(WeightsError, match=r"CHECKPOINT_PARTIAL.*No space left"):
+            kept.load(*fresh.parts, RECIPE)
     dist.barrier()
     held["nothing half"] = sorted(p.name for p in folder.iterdir()) == sorted([older.name, newest.name])
     return held

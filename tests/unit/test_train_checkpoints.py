@@ -10,7 +10,7 @@ from torch import nn
 from hilum.errors import OutputError, UsageError, WeightsError
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
-from hilum.train import checkpoint_state
+from hilum.train import checkpoint_files, checkpoint_state
 from hilum.train.checkpoint_files import MANIFEST, standing
 from hilum.train.checkpoints import Checkpoints
 from hilum.train.ema import Average
@@ -213,6 +213,19 @@ def test_a_damaged_one_is_passed_over_and_said(how, saved):
     assert standing(saved.folder) == [third, older]
 
 
+def test_one_that_cannot_be_read_is_passed_over(saved, monkeypatch):
+    newest, real = standing(saved.folder)[0], checkpoint_files.sha256_of
+
+    def unreadable(path):
+        if path.parent == newest:
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(checkpoint_files, "sha256_of", unreadable)
+    assert saved.load(*Run(seed=2).parts, RECIPE) == 2
+    assert "Input/output error" in saved.findings[0].got
+
+
 def test_none_that_is_whole_is_refused_and_nothing_is_touched(saved):
     for folder in standing(saved.folder):
         flip(folder)
@@ -302,6 +315,10 @@ def test_a_save_that_fails_leaves_what_stood(trained, saved, monkeypatch):
         patch.setattr("os.fsync", full)
         with pytest.raises(OutputError, match=r"OUTPUT_UNWRITABLE.*No space left"):
             saved.save(9, *trained.parts, RECIPE)
+    (saved.folder / "file").touch()
+    with pytest.raises(OutputError, match="OUTPUT_UNWRITABLE"):
+        Checkpoints(saved.folder / "file").save(9, *trained.parts, RECIPE)
+    (saved.folder / "file").unlink()
     assert {p: p.read_bytes() for p in saved.folder.rglob("*") if p.is_file()} == before
     assert not list(saved.folder.glob(".hilum*"))
 

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
-from hilum.errors import OutputError, UsageError, WeightsError
+from hilum.errors import UsageError, WeightsError
 from hilum.train.checkpoint_files import Manifest, partial
 from hilum.train.ema import Average, unwrapped
 
@@ -83,7 +83,7 @@ def write(tensors: Tensors, folder: Path) -> None:
     """Every rank writes its shards, and its share of what all have, to a file of its own.
 
     Raises:
-        OutputError: `OUTPUT_UNWRITABLE`, on every rank when one of them failed.
+        OSError: on every rank when one of them could not write.
     """
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
@@ -95,11 +95,7 @@ def write(tensors: Tensors, folder: Path) -> None:
             )
     except CheckpointException as error:
         # it is no `Exception`, and would pass by everything that expects one
-        if not isinstance(failed := _first(error), OSError):
-            raise failed from error
-        raise OutputError(
-            "OUTPUT_UNWRITABLE", "a checkpoint can be written", got=failed, path=folder
-        ) from error
+        raise _first(error) from error
 
 
 def _packed(value: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hilum.errors import UsageError, WeightsError
+from hilum.errors import OutputError, UsageError, WeightsError
 from hilum.io.atomic import atomic_folder
 from hilum.objective.gather import rank, world
 from hilum.train import checkpoint_files as files
@@ -68,16 +68,16 @@ class Checkpoints:
             UsageError: `CONFIG_VALUE` for an optimiser that is not the model's.
         """
         tensors = state.run_tensors(model, average, optim)
-        # only the first rank holds anything; an error anywhere removes what was begun
-        with ExitStack() as stack:
-            final, beside = first_does(lambda: self._begin(stack, step))
-            state.write(tensors, beside)
-            manifest = files.Manifest(
-                step, identity, world(), state.table(tensors), _file_facts_of_all(beside)
-            )
-            first_does(lambda: files.write_manifest(beside, manifest))
-            first_does(stack.close)
-        first_does(self._remove_old)
+        try:
+            final = self._save(step, tensors, identity)
+            first_does(self._remove_old)
+        except OSError as error:
+            raise OutputError(
+                "OUTPUT_UNWRITABLE",
+                "a checkpoint can be written",
+                got=error.strerror or error,
+                path=self.folder,
+            ) from error
         return final
 
     def latest(self) -> int | None:
@@ -125,6 +125,17 @@ class Checkpoints:
             )
         return 0
 
+    def _save(self, step: int, tensors: state.Tensors, identity: str) -> Path:
+        # only the first rank holds anything; an error anywhere removes what was begun
+        with ExitStack() as stack:
+            final, beside = first_does(lambda: self._begin(stack, step))
+            state.write(tensors, beside)
+            facts = _file_facts_of_all(beside)
+            manifest = files.Manifest(step, identity, world(), state.table(tensors), facts)
+            first_does(lambda: files.write_manifest(beside, manifest))
+            first_does(stack.close)
+        return final
+
     def _begin(self, stack: ExitStack, step: int) -> tuple[Path, Path]:
         self.folder.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(self.folder)
@@ -140,7 +151,11 @@ class Checkpoints:
     def _verified(self, path: Path, identity: str) -> files.Manifest:
         manifest = first_does(lambda: files.read_manifest(path))
         files.check_identity(path, manifest, identity)
-        files.check_files(path, manifest, _file_facts_of_all(path))
+        try:
+            found = _file_facts_of_all(path)
+        except OSError as error:
+            raise files.partial(path, error.strerror or str(error)) from error
+        files.check_files(path, manifest, found)
         return manifest
 
 
