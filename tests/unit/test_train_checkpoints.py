@@ -129,6 +129,30 @@ def test_moments_follow_names_where_groups_are_cut_otherwise(trained, saved):
     assert [group["lr_factor"] for group in other.optim.param_groups] == factors
 
 
+def unusual(seed):
+    """A convolution with its channels last, and a weight of two modules."""
+    torch.manual_seed(seed)
+    model = nn.ModuleList([nn.Conv2d(4, 4, 3), nn.Linear(3, 3), nn.Linear(3, 3)])
+    model.to(memory_format=torch.channels_last)
+    model[2].weight = model[1].weight
+    average, optim = Average(model), torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optim.step()
+    return model, average, optim
+
+
+def test_memory_of_any_order_and_shared_weights_come_back(tmp_path):
+    kept, one, other = Checkpoints(tmp_path), unusual(1), unusual(2)
+    kept.save(1, *one, RECIPE)
+    kept.load(*other, RECIPE)
+    expected, found = (checkpoint_state.run_tensors(*parts) for parts in (one, other))
+    assert same(expected, found)
+    assert all(value.stride() == found[name].stride() for name, value in expected.items())
+    assert not found["optim/0.weight/exp_avg"].is_contiguous()
+    assert {"model/1.weight", "model/2.weight"} < found.keys() and other[0][1].weight is other[0][2].weight
+
+
 class Compiled(nn.Module):
     """What `torch.compile` puts around a part."""
 

@@ -88,19 +88,26 @@ def write(tensors: Tensors, folder: Path) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         with _one_process_is_fine():
-            dcp.save(
-                {k: _packed(v) for k, v in tensors.items()},
-                storage_writer=writer,
-                no_dist=not dist.is_initialized(),
-            )
+            dcp.save(_packed(tensors), storage_writer=writer, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         # it is no `Exception`, and would pass by everything that expects one
         raise _first(error) from error
 
 
-def _packed(value: torch.Tensor) -> torch.Tensor:
-    # safetensors holds rows in their order; convolutions may keep their channels last
-    return value if isinstance(value, DTensor) else value.contiguous()
+def _packed(tensors: Tensors) -> Tensors:
+    """Tensors as safetensors takes them: rows in their order, no two in the same memory."""
+    found, seen = {}, set()
+    for name, value in tensors.items():
+        own = value.to_local() if isinstance(value, DTensor) else value
+        if own.numel() and own.data_ptr() in seen:
+            # a parameter of two modules has two names
+            value = value.clone(memory_format=torch.contiguous_format)
+        elif not isinstance(value, DTensor):
+            # convolutions may keep their channels last; shards are always packed
+            value = value.contiguous()
+        seen.add(own.data_ptr())
+        found[name] = value
+    return found
 
 
 def read(
