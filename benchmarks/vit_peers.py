@@ -169,6 +169,48 @@ def imported(job: dict[str, Any]) -> dict[str, float]:
     return worst
 
 
+def imported_windows(job: dict[str, Any]) -> dict[str, float]:
+    """The same of SPECTRE's backbone, a small one."""
+    public = public_spectre(job["spectre"], (128, 128, 64), 180, 4, 2).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in public.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    ours = through_import("spectre", public.state_dict())
+    image = torch.rand(2, 1, 128, 128, 64, generator=generator)
+    with torch.inference_mode():
+        out, other = ours(image), public(image)
+    pairs = ((out.cls, other[:, 0]), (out.patches, other[:, 1:]))
+    return {"3D, patch 16 x 16 x 8": max((a - b).abs().max().item() for a, b in pairs)}
+
+
+def public_spectre(folder: str, shape: tuple[int, int, int], width: int, depth: int, heads: int) -> nn.Module:
+    """SPECTRE's backbone from a folder with its package `spectre`, without the rest of that package. It needs
+    timm and huggingface_hub."""
+    for name in ("spectre", "spectre.models", "spectre.utils"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(folder) / name.replace(".", "/"))]
+        sys.modules[name] = package
+    for part in ("_utils", "modeling"):
+        module = importlib.import_module(f"spectre.utils.{part}")
+        vars(sys.modules["spectre.utils"]).update(
+            {name: value for name, value in vars(module).items() if not name.startswith("__")}
+        )
+    return importlib.import_module("spectre.models.vision_transformer").VisionTransformer(
+        img_size=shape,
+        patch_size=(16, 16, 8),
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        qkv_bias=True,
+        norm_layer=nn.LayerNorm,
+        num_classes=0,
+        global_pool="",
+        pos_embed="rope",
+        rope_kwargs={"base": 1000.0},
+        init_values=1.0,
+    )
+
+
 def through_import(family: Any, content: Any, **options: Any) -> ViT:
     """The backbone of an encoder folder that `hilum import` made of a torch archive."""
     with TemporaryDirectory() as folder:
@@ -234,7 +276,8 @@ def main() -> None:
     """Do the job."""
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    task = {"agree": agreement, "import": imported}.get(job["task"], speed)
+    tasks = {"agree": agreement, "import": imported, "import spectre": imported_windows}
+    task = tasks.get(job["task"], speed)
     print(json.dumps(task(job)))
 
 

@@ -2,6 +2,7 @@
 code.
 
     python benchmarks/vit_speed.py [--public DIR] [--device cpu] [--threads 1] [--rounds 3] [--repeats 5]
+    python benchmarks/vit_speed.py --only import --public DIR --spectre DIR
 
 DIR is a checkout of the public FlexiCT code (ricklisz/FlexiCT, branch main), which is no dependency of Hilum.
 Without it that side is left out and the result says so. With it the outputs of both on the same random
@@ -11,8 +12,8 @@ Each preset's forward and training step (AdamW) on volumes of patches of 8 voxel
 random. Each run is a process of its own; sides take turns, `rounds` times; medians. Sides differ: the plain
 one has learned places and biases where the others have rotary places, LayerScale and none.
 
-`--only import` compares what `hilum import` makes of the public model's weights, and nothing else; it writes
-benchmarks/results/import_parity.json.
+`--only import` compares what `hilum import` makes of public models' weights, and nothing else, FlexiCT's and,
+with a folder that holds its package, SPECTRE's; it writes benchmarks/results/import_parity.json.
 
 Writes benchmarks/results/vit_speed.json. On a busy machine CPU seconds are the ones to look at.
 """
@@ -67,10 +68,11 @@ def import_parity(base: dict[str, Any]) -> int:
     result = {
         "what": "largest difference of any token between the public code and Hilum after hilum import, "
         "on the same random weights (normal, 0.2), fp32",
-        "command": "python benchmarks/vit_speed.py --only import --public DIR",
+        "command": "python benchmarks/vit_speed.py --only import --public DIR --spectre DIR",
         "date": time.strftime("%Y-%m-%d"),
         "versions": {name: version(name) for name in ("hilum", "torch")},
         "flexict": child({**base, "task": "import", "preset": "flexict-nano"}),
+        "spectre": child({**base, "task": "import spectre"}),
     }
     text = json.dumps(result, indent=1) + "\n"
     (HERE / "results" / "import_parity.json").write_text(text, encoding="utf-8")
@@ -84,6 +86,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--public", type=Path, help="checkout of the public FlexiCT code")
+    parser.add_argument("--spectre", type=Path, help="folder that holds the public package spectre")
     parser.add_argument("--only", choices=["import"], help="instead of everything else")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -96,6 +99,7 @@ def main() -> int:
         "threads": options.threads,
         "repeats": options.repeats,
         "checkout": str(options.public),
+        "spectre": str(options.spectre),
     }
     if options.only == "import":
         return import_parity(base)

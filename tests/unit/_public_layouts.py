@@ -71,6 +71,33 @@ def with_reports(text: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torc
     return state
 
 
+def spectre(width: int = 36, depth: int = 2, heads: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    """SPECTRE's backbone: parameters and the stored periods; patches of 8 x 8 x 4."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "patch_embed.proj.weight": (width, 1, 8, 8, 4),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    for n in range(depth):
+        block = {
+            "norm1.weight": (width,), "norm1.bias": (width,),
+            "attn.q.weight": (width, width), "attn.q.bias": (width,),
+            "attn.kv.weight": (2 * width, width), "attn.kv.bias": (2 * width,),
+            "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
+            "ls1.gamma": (width,),
+            "norm2.weight": (width,), "norm2.bias": (width,),
+            "mlp.fc1.weight": (4 * width, width), "mlp.fc1.bias": (4 * width,),
+            "mlp.fc2.weight": (width, 4 * width), "mlp.fc2.bias": (width,),
+            "ls2.gamma": (width,),
+        }  # fmt: skip
+        shapes |= {f"blocks.{n}.{name}": shape for name, shape in block.items()}
+    head = width // heads
+    steps = torch.arange(head // 6, dtype=torch.float32)
+    return drawn(shapes, seed) | {"rope.periods": 1000.0 ** (2 * steps / (head // 3))}
+
+
 def text_folder(path: Path, config: dict[str, Any]) -> Path:
     """config.json and tokenizer.json of a text tower."""
     path.mkdir()

@@ -169,6 +169,10 @@ WRONG = {
         lambda s: s | {"backbone.patch_embed_3D.proj.weight": torch.zeros(24, 1, 4, 4, 8)},
         r"another shape: backbone\.patch_embed_3D",
     ),
+    "a kernel without axes": (
+        lambda s: s | {"backbone.patch_embed_2D.proj.weight": torch.zeros(24)},
+        r"another shape: backbone\.patch_embed_2D\.proj\.weight \(24,\)",
+    ),
     "another base": (
         lambda s: s | {"backbone.rope_embed_3D.periods": torch.tensor([1.0, 10.0])},
         r"another shape: backbone\.rope_embed_3D\.periods.*base 100",

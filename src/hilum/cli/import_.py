@@ -45,6 +45,15 @@ def flexict(source: Path, folder: Path, kind: str | None, text: Path | None, as_
     _run("flexict", source, folder, as_json, kind=kind, text=text)
 
 
+@import_.command()
+@SOURCE
+@FOLDER
+@AS_JSON
+def spectre(source: Path, folder: Path, as_json: bool) -> None:
+    """The backbone of SPECTRE, which reads windows of volumes. The weights are CC BY-NC-SA 4.0."""
+    _run("spectre", source, folder, as_json)
+
+
 def _run(family: Family, source: Path, folder: Path, as_json: bool, **options: Any) -> None:
     from hilum.convert.run import import_encoder
 

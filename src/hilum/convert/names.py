@@ -99,9 +99,13 @@ class Account:
 
     def _make(self, foreign: Foreign, name: str, row: Row) -> np.ndarray:
         parts = [foreign.get(source) for source in row.sources]
-        tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
         change = self._changes[name]
-        array = (tensor if change is None else change(tensor)).contiguous().numpy()
+        try:
+            tensor = (parts[0] if len(parts) == 1 else torch.cat(parts)).float()
+            array = (tensor if change is None else change(tensor)).contiguous().numpy()
+        except (RuntimeError, IndexError):
+            found = [f"{source} {tuple(part.shape)}" for source, part in zip(row.sources, parts, strict=True)]
+            raise unfit(foreign, shapes=found) from None
         if not np.isfinite(array).all():
             raise WeightsError(
                 "WEIGHTS_NONFINITE",

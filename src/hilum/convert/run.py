@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from hilum.convert import flexict
+from hilum.convert import flexict, spectre
 from hilum.convert.foreign import Foreign, open_foreign
 from hilum.convert.names import Row, Rule, account
 from hilum.errors import OutputError, UsageError, WeightsError
@@ -163,13 +163,25 @@ def _flexict(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None)
     return Recipe(config, flexict.rules_of(prefix), {})
 
 
-FAMILIES: Mapping[str, Published] = MappingProxyType(
+def _spectre(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None) -> Recipe:
+    prefix = spectre.prefix_of(foreign)
+    config = spectre.encoder_config(foreign, prefix, kind)
+    return Recipe(config, spectre.rules_of(prefix), spectre.filled_of(foreign, prefix))
+
+
+FAMILIES: Mapping[Family, Published] = MappingProxyType(
     {
         "flexict": Published(
             _flexict,
             flexict.LICENCE,
             flexict.TERMS,
-            "266,227 CT volumes of 56 public data sets (FlexiCT, 2026)",
+            "266,227 CT volumes of 56 public data sets (arXiv:2605.21906)",
+        ),
+        "spectre": Published(
+            _spectre,
+            spectre.LICENCE,
+            spectre.TERMS,
+            "CT volumes of 8 public data sets, some with reports (arXiv:2511.17209)",
         ),
     }
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +31,7 @@ CARD_KEYS: Mapping[str, type] = {"name": str, "synthetic": bool, "trained_on": s
 """What a card says at least."""
 
 Kind = Literal["2d", "3d", "3d-vlm"]
+PatchVox = Annotated[int, Field(ge=1, le=256)]
 
 
 class _Strict(BaseModel):
@@ -59,9 +60,9 @@ class EncoderConfig(_Strict):
         kind: what was trained: slices, volumes, volumes with reports.
         backbone: a preset as in `model/presets/`. prep: facts of the pipeline of its volumes (kind 2d: of its
             slices). prep_2d: of slices, where a model of volumes was trained on them as well.
-        patch: of a call that names none, voxels. text: None without reports. embedding: numbers of the
-            common space. field_vox: voxels per axis that a model of volumes saw at once, on the axes of
-            `prep`; None takes what `prep` pads to.
+        patch: of a call that names none, voxels: one number, or one per axis of a volume. text: None without
+            reports. embedding: numbers of the common space. field_vox: voxels per axis that a model of
+            volumes saw at once, on the axes of `prep`; None takes what `prep` pads to.
     """
 
     format: int = Field(FORMAT, ge=1)
@@ -70,7 +71,7 @@ class EncoderConfig(_Strict):
     backbone: dict[str, Any]
     prep: dict[str, Any]
     prep_2d: dict[str, Any] | None = None
-    patch: int = Field(8, ge=1, le=256)
+    patch: PatchVox | tuple[PatchVox, PatchVox, PatchVox] = 8
     text: TextConfig | None = None
     embedding: int | None = Field(None, ge=1, le=65536)
     field_vox: tuple[int, int, int] | None = None
