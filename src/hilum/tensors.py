@@ -129,6 +129,9 @@ FeatureRows: TypeAlias = Float[Tensor, "N D"]
 DoubleVector: TypeAlias = Float64[Tensor, "D"]
 """A number per axis of a feature, in double precision."""
 
+DoubleScalar: TypeAlias = Float64[Tensor, ""]
+"""One number in double precision."""
+
 DoubleMatrix: TypeAlias = Float64[Tensor, "D D"]
 """Axes of features by axes."""
 

@@ -123,7 +123,12 @@ def test_targets_are_standardised_and_losses_are_weighted():
     every = torch.cat([distil.targets(s.images, s.spacing_mm, s.scale)["blocks"].patches for s in SEEN])
     assert every.flatten(0, 1).mean(0).abs().max() < 1e-3
     assert torch.allclose(every.flatten(0, 1).var(0, correction=0), torch.ones(5), atol=1e-3)
-    assert summary.mean() > 900, "as the teacher gives it"
+    said = Blocks().features(shown).summary
+    centre = torch.cat([Blocks().features(s).summary for s in SEEN]).mean(0)
+    assert torch.allclose(summary, said - centre, atol=1e-2)
+    assert centre.abs().min() > 500, "without its centre every summary has one direction"
+    raw = fitted(summary="as-is").targets(shown.images, shown.spacing_mm, shown.scale)
+    assert torch.equal(raw["blocks"].summary, said)
     losses = distil.losses(draw(3, WIDTH), draw(3, 8, WIDTH), (2, 2, 2), targets)
     assert set(losses) == set(distil.weights) == {"blocks/patches", "blocks/summary"}
     wanted = 0.5 * losses["blocks/patches"] + 0.25 * losses["blocks/summary"]
@@ -149,7 +154,7 @@ def test_what_is_learned_is_what_the_teacher_says():
     distil = Distil(5, recipe(), [Blocks()])
     distil.fit(SEEN)
     targets = distil.targets(SEEN[0].images, (2.0, 2.0, 2.0), SEEN[0].scale)["blocks"]
-    cls = targets.summary - targets.summary.mean()
+    cls = targets.summary
     optim = torch.optim.Adam(distil.parameters(), lr=0.03)
     values = []
     for _ in range(60):
@@ -236,6 +241,8 @@ def test_a_recipe_is_checked():
         DistilRecipe.model_validate({"teachers": []})
     with pytest.raises(ValidationError, match="names of their own"):
         DistilRecipe.model_validate({"teachers": [{"teacher": "a/x"}, {"teacher": "b/x"}]})
+    with pytest.raises(ValidationError, match="names of their own"):
+        recipe(name="forward")
     with pytest.raises(UsageError):
         Distil(WIDTH, recipe(), [])
     with pytest.raises(UsageError) as caught:

@@ -96,6 +96,13 @@ def test_it_sees_the_field_in_its_own_voxels(monkeypatch, spacing_mm, vox, patch
     assert how["spacing_mm"] == pytest.approx(mm)
 
 
+def test_patches_of_another_depth():
+    teacher = teacher_of(net={"patch_z": 4})
+    given, _ = shown()
+    assert teacher.features(given).grid == (2, 3, 8)
+    assert teacher_of(net={"patch_z": 4}, patch=16).features(given).grid == (1, 2, 2)
+
+
 def test_slices_of_a_model_of_both():
     teacher = teacher_of(student=SLICES.facts())
     given, _ = shown((16, 24))

@@ -27,7 +27,7 @@ from torch import nn
 from hilum.errors import RunError
 from hilum.objective.gather import sum_over_ranks, world
 from hilum.objective.precision import full, without_autocast
-from hilum.tensors import DoubleMatrix, DoubleVector, FeatureRows, PatchTokens
+from hilum.tensors import DoubleMatrix, DoubleScalar, DoubleVector, FeatureRows, PatchTokens
 
 
 class Standard(NamedTuple):
@@ -85,6 +85,12 @@ class Moments:
             )
         matrix, device = _turned(covariance) / math.sqrt(even), self.total.device
         return Standard(_of_first(mean.to(device)), _of_first(matrix.to(device)), math.sqrt(even))
+
+
+@torch.no_grad()
+def mean_of_all(total: DoubleVector, count: DoubleScalar) -> DoubleVector:
+    """Total over count of all ranks, the same on each of them: enter it on every rank."""
+    return _of_first(sum_over_ranks(total) / sum_over_ranks(count))
 
 
 def hadamard(order: int) -> DoubleMatrix | None:
@@ -194,26 +200,30 @@ class Standardise(nn.Module):
     resumed goes on with them.
 
     Args:
-        width: numbers of a feature.
+        width: numbers of a feature. summary_width: of a summary that is centred, else 0.
     """
 
     mean: torch.Tensor
     matrix: torch.Tensor
+    centre: torch.Tensor
     teacher: torch.Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, summary_width: int = 0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("matrix", torch.zeros(width, width))
+        self.register_buffer("centre", torch.zeros(summary_width))
         self.register_buffer("teacher", torch.zeros(32, dtype=torch.uint8))
 
     @torch.no_grad()
-    def hold(self, standard: Standard, sha256: str) -> None:
+    def hold(self, standard: Standard, sha256: str, centre: torch.Tensor | None = None) -> None:
         """Takes what was estimated.
 
         Args:
-            standard: of features of the teacher. sha256: of its weights, hex.
+            standard: of features of the teacher. sha256: of its weights, hex. centre: mean of its summaries.
         """
+        if centre is not None:
+            self.centre.copy_(centre)
         self.mean.copy_(standard.mean)
         self.matrix.copy_(standard.matrix)
         self.teacher.copy_(torch.tensor(list(bytes.fromhex(sha256)), dtype=torch.uint8))

@@ -10,74 +10,26 @@ it. The teachers themselves are frozen, and in no state.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
 from hilum.errors import RunError, UsageError
 from hilum.model.distil_head import DistilHead, DistilHeadConfig
 from hilum.objective.distil import average_to, common_grid, patch_loss, summary_loss
-from hilum.objective.phi_s import Moments, Standardise
+from hilum.objective.phi_s import Moments, Standard, Standardise, mean_of_all
 from hilum.tensors import AnchorFeatures, AnchorSummary, ClsToken, PatchTokens, Scalar
-from hilum.train.recipe import Strict
+from hilum.train.distil_recipe import DistilRecipe, TeacherRecipe
 from hilum.train.teachers import Features, HuScale, Shown, Teacher
-
-
-class TeacherRecipe(Strict):
-    """One teacher.
-
-    Attributes:
-        teacher: folder of an encoder, or ``astra``. name: for its losses and tensors; None takes the last
-            part of `teacher`.
-        vox: voxels that it sees of a picture, along its own axes; None: as many as its own preparation would
-            give the field.
-        patch: of its patches, voxels; None takes its own.
-    """
-
-    teacher: str
-    name: str | None = Field(None, pattern="^[A-Za-z0-9_-]+$")
-    weight: float = Field(1.0, ge=0, description="of the patches' loss")
-    summary_weight: float = Field(1.0, ge=0, description="of the summary's loss; 0 leaves the summary out")
-    vox: tuple[int, int, int] | None = None
-    patch: int | None = Field(None, ge=1)
-
-    @property
-    def label(self) -> str:
-        """The name that losses and tensors have."""
-        last = self.teacher.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
-        return self.name or re.sub(r"[^A-Za-z0-9_-]+", "-", last) or "teacher"
-
-
-class DistilRecipe(Strict):
-    """The distillation term of a stage.
-
-    Attributes:
-        hidden: width of the adaptors' layer; None takes the student's.
-        chunk: scans whose adapted features exist at a time; None for all.
-    """
-
-    teachers: tuple[TeacherRecipe, ...] = Field(min_length=1)
-    hidden: int | None = Field(None, ge=1)
-    fit_scans: int = Field(128, ge=1, description="training scans that the standardisation is estimated on")
-    chunk: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _names(self) -> DistilRecipe:
-        names = [teacher.label for teacher in self.teachers]
-        if len(set(names)) != len(names):
-            raise ValueError(f"teachers have names of their own; got {names}")
-        return self
 
 
 class Target(NamedTuple):
     """What one teacher says of a batch.
 
     Args:
-        patches: standardised (B, N, D). summary: as it is (B, D), or None where it is not learned.
+        patches: standardised (B, N, D). summary: (B, D), centred or not; None where it is not learned.
         grid: patches per axis.
     """
 
@@ -118,7 +70,8 @@ class Distil(nn.Module):
             summary_width = _summary_width(own, teacher)
             sizes = DistilHeadConfig(width, teacher.width, summary_width, recipe.hidden)
             self.heads[own.label] = DistilHead(sizes)
-            self.standards[own.label] = Standardise(teacher.width)
+            centred = summary_width if summary_width and own.summary == "centred" else 0
+            self.standards[own.label] = Standardise(teacher.width, centred)
 
     @property
     def is_fitted(self) -> bool:
@@ -136,15 +89,12 @@ class Distil(nn.Module):
         Raises:
             RunError: `MODEL_OUTPUT` for features that do not vary or are not finite.
         """
-        moments = {
-            name: Moments(teacher.width, self._standard(name).mean.device)
-            for name, teacher in self._frozen.items()
-        }
+        sums = {name: _Sums(self._standard(name)) for name in self._frozen}
         for shown in batches:
             for name, teacher in self._frozen.items():
-                moments[name].add(teacher.features(shown).patches.flatten(0, 1))
+                sums[name].add(teacher.features(shown))
         for name, teacher in self._frozen.items():
-            self._standard(name).hold(moments[name].standard(), teacher.sha256)
+            self._standard(name).hold(*sums[name].found(teacher.sha256))
 
     @torch.no_grad()
     def targets(
@@ -167,6 +117,8 @@ class Distil(nn.Module):
             teacher, standard = self._frozen[own.label], self._checked(own.label)
             said: Features = teacher.features(shown)
             summary = said.summary if own.summary_weight else None
+            if summary is not None and len(standard.centre):
+                summary = summary - standard.centre.to(summary)
             found[own.label] = Target(standard(said.patches), summary, said.grid)
         return found
 
@@ -239,6 +191,26 @@ class Distil(nn.Module):
         module = self.heads[name]
         assert isinstance(module, DistilHead)
         return module
+
+
+class _Sums:
+    """What is added up of one teacher while statistics are estimated."""
+
+    def __init__(self, standard: Standardise) -> None:
+        device = standard.mean.device
+        self.patches = Moments(len(standard.mean), device)
+        self.summary = torch.zeros(len(standard.centre), dtype=torch.float64, device=device)
+        self.pictures = torch.zeros((), dtype=torch.float64, device=device)
+
+    def add(self, said: Features) -> None:
+        self.patches.add(said.patches.flatten(0, 1))
+        if len(self.summary) and said.summary is not None:
+            self.summary += said.summary.to(self.summary).sum(0)
+        self.pictures += len(said.patches)
+
+    def found(self, sha256: str) -> tuple[Standard, str, torch.Tensor]:
+        """As `Standardise.hold` takes it; all ranks enter."""
+        return self.patches.standard(), sha256, mean_of_all(self.summary, self.pictures)
 
 
 class _Frozen(dict[str, Teacher]):

@@ -25,8 +25,8 @@ class EncoderTeacher:
     Args:
         name: for people. vision: the backbone. config: of its folder. sha256: of its weights, hex.
         student: facts of the student's preparation (`Pipeline.facts`, `Store.prep`).
-        patch: None takes the encoder's own. vox: voxels along its own axes that it sees; None as many as its
-            own voxel size gives, in whole patches.
+        patch: None takes the encoder's own, which may be another along the last axis. vox: voxels along its
+            own axes that it sees; None as many as its own voxel size gives, in whole patches.
 
     Raises:
         UsageError: `CONFIG_VALUE` for values that the student's do not hold.
@@ -45,7 +45,8 @@ class EncoderTeacher:
     ) -> None:
         self.name, self.sha256, self.config = name, sha256, config
         self.vision = vision.eval().requires_grad_(False)
-        self.width = self.summary_width = vision.config.width
+        self.width = vision.config.width
+        self.summary_width: int | None = self.width
         self.patch = config.patch if patch is None else patch
         self.vox = None if vox is None else tuple(vox)
         self.student = dict(student)
@@ -100,7 +101,8 @@ class EncoderTeacher:
         return tuple(max(1, round(count)) * size for count, size in zip(counts, sizes, strict=True))
 
     def _sizes(self, axes: int) -> tuple[int, ...]:
-        return patch_sizes(self.patch, axes)
+        net = self.vision.config
+        return net.patch_base(axes) if self.patch == net.patch else patch_sizes(self.patch, axes)
 
     def _check_values(self) -> None:
         kind, own = self.prep["values"], self.student
