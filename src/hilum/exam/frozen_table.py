@@ -12,30 +12,32 @@ from hilum.exam.frozen_measure import Measured
 from hilum.text.vocabulary import FINDINGS
 
 UNMEASURED = "not measured"
+INTERVAL = "{0.value:.3f} [{0.low:.3f}, {0.high:.3f}]"
 
 
 def as_text(result: FrozenResult) -> str:
-    """Macro figures, differences to the best baseline, and figures per finding."""
-    return "\n\n".join(_plain(title, head, body) for title, head, body in tables(result)) + "\n"
+    """Macro figures, differences, and figures per finding; those without intervals, which Markdown has."""
+    found = [*_macro_tables(result), _per_finding(result, "{0.value:.3f}")]
+    return "\n\n".join(_plain(title, head, body) for title, head, body in found) + "\n"
 
 
 def as_markdown(result: FrozenResult) -> str:
-    """The same tables."""
-    return "\n\n".join(_piped(title, head, body) for title, head, body in tables(result)) + "\n"
+    """The same tables, with every interval."""
+    found = [*_macro_tables(result), _per_finding(result, INTERVAL)]
+    return "\n\n".join(_piped(title, head, body) for title, head, body in found) + "\n"
 
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, head, rows."""
 
 
-def tables(result: FrozenResult) -> list[Table]:
-    """Every table of a result."""
-    return [_macro(result), *_differences(result), _per_finding(result)]
+def shown(row: Interval, how: str = INTERVAL) -> str:
+    """A value and its interval, or in words that there is none."""
+    return how.format(row) if np.isfinite(row.value) else UNMEASURED
 
 
-def shown(row: Interval) -> str:
-    """A value and its interval."""
-    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]" if np.isfinite(row.value) else UNMEASURED
+def _macro_tables(result: FrozenResult) -> list[Table]:
+    return [_macro(result), *_differences(result)]
 
 
 def _macro(result: FrozenResult) -> Table:
@@ -68,13 +70,17 @@ def _differences(result: FrozenResult) -> list[Table]:
     return found
 
 
-def _per_finding(result: FrozenResult) -> Table:
+def _per_finding(result: FrozenResult, how: str) -> Table:
     rows: Sequence[Measured] = [
         r for r in result.rows if r.probe in ("linear", "zero-shot") and r.fraction in (0, 1)
     ]
     head = ["finding", "positives in test", *(f"{row.name}" for row in rows)]
     body = [
-        [finding.name, str(result.positives[finding.slug]["test"]), *(shown(row.auroc[d]) for row in rows)]
+        [
+            finding.name,
+            str(result.positives[finding.slug]["test"]),
+            *(shown(row.auroc[d], how) for row in rows),
+        ]
         for d, finding in enumerate(FINDINGS)
     ]
     return "AUROC per finding, linear probes with all training patients and zero-shot", head, body

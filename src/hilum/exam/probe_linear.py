@@ -27,7 +27,7 @@ from hilum.exam.probes import (
     require_finite,
 )
 
-STRENGTHS = tuple(10.0 ** (e / 2) for e in range(10, -2, -1))
+STRENGTHS = tuple(10.0 ** (e / 2) for e in range(10, -5, -1))
 """Penalties that are tried: of half the squared weights, beside the sum of the scans' losses."""
 
 
