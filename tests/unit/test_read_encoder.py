@@ -19,6 +19,7 @@ from hilum.io.encoder_file import save_encoder
 from hilum.io.nifti import write_nifti
 from hilum.read.encoder import LoadedEncoder, prompts
 from hilum.read.encoder_windows import cover, middle
+from hilum.train.views import Box, show
 from hilum.volume import CTVolume, Provenance
 
 SHAPE = (50, 40, 36)
@@ -41,10 +42,10 @@ def volume(array, geometry=None):
     return CTVolume.from_source(np.ascontiguousarray(array), geometry, Provenance("phantom", "0"))
 
 
-def marked(hu):
-    """A bright ball around the marker."""
+def marked(hu, at_mm=MARKER_MM):
+    """A bright ball around a point."""
     mm = Geometry(SHAPE, AFFINE).to_mm(np.indices(SHAPE).reshape(3, -1).T)
-    near = (np.linalg.norm(mm - MARKER_MM, axis=1) < 12).reshape(SHAPE)
+    near = (np.linalg.norm(mm - at_mm, axis=1) < 12).reshape(SHAPE)
     return np.where(near, np.float32(1000), hu)
 
 
@@ -431,3 +432,29 @@ def test_a_backbone_whose_patch_is_no_cube_keeps_it(hu):
     assert model.encode_volume(volume(hu)).grid == (4, 4, 8)
     assert model.encode_volume(volume(hu), patch=16).grid == (2, 2, 2)
     assert LoadedEncoder(file_of(patch=16)).encode_volume(volume(hu)).grid == (2, 2, 2)
+
+
+def test_a_field_is_shown_as_training_shows_it(hu):
+    """`train.views.show` is the twin."""
+    model = LoadedEncoder(file_of("3d-vlm", field_vox=[40, 40, 40], view_vox=[32, 32, 32]))
+    scan = volume(hu)
+    prepared = VOLUMES.apply(scan)[0][0]
+    view = show(prepared, Box(tuple((n - 40) // 2 for n in prepared.shape[1:]), (40, 40, 40)), 32)
+    with torch.no_grad():
+        out = model.encoder.vision(view[None])
+        embedding = model.encoder.image_embedding(out)
+    seen = model.encode_volume(scan)
+    assert np.allclose(seen.patches, out.patches[0].numpy(), atol=1e-5)
+    assert np.allclose(seen.embedding, embedding[0].numpy(), atol=1e-5)
+    whole = model.encode_scan(scan)
+    assert seen.grid == (4, 4, 4) and np.allclose(np.abs(np.diag(whole.affine)[:3]), 40)
+    at = np.ravel_multi_index((3, 2, 2), whole.grid)
+    centre = whole.geometry.to_mm(np.array([3, 2, 2]))[0]
+    lit = model.encode_scan(volume(marked(hu, centre)))
+    assert np.linalg.norm(lit.patches - whole.patches, axis=1).argmax() == at == whole.patch_at(centre)
+    values = np.zeros(len(whole.patches), dtype=np.float32)
+    values[at] = 1
+    back = scan.geometry.to_mm(np.argwhere(whole.on_scan(values) > 0.99))
+    assert np.abs(back - centre).max() <= 20.01 and (np.ptp(back, axis=0) > 28).all()
+    with pytest.raises(InputRefused, match=r"PATCH_GRID.*another patch"):
+        model.encode_volume(scan, patch=9)

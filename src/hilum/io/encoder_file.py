@@ -62,7 +62,8 @@ class EncoderConfig(_Strict):
             slices). prep_2d: of slices, where a model of volumes was trained on them as well.
         patch: of a call that names none, voxels: one number, or one per axis of a volume. text: None without
             reports. embedding: numbers of the common space. field_vox: voxels per axis that a model of
-            volumes saw at once, on the axes of `prep`; None takes what `prep` pads to.
+            volumes saw at once, on the axes of `prep`; None takes what `prep` pads to. view_vox: voxels that
+            it was shown with; None: as many.
     """
 
     format: int = Field(FORMAT, ge=1)
@@ -75,14 +76,16 @@ class EncoderConfig(_Strict):
     text: TextConfig | None = None
     embedding: int | None = Field(None, ge=1, le=65536)
     field_vox: tuple[int, int, int] | None = None
+    view_vox: tuple[int, int, int] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> EncoderConfig:
         vlm = self.kind == "3d-vlm"
         if (self.text is not None) != vlm or (self.embedding is not None) != vlm:
             raise ValueError("text and embedding belong to kind 3d-vlm, which has both")
-        if self.field_vox is not None and min(self.field_vox) < 1:
-            raise ValueError("field_vox is 1 or more along every axis")
+        for name in ("field_vox", "view_vox"):
+            if min(getattr(self, name) or (1,)) < 1:
+                raise ValueError(f"{name} is 1 or more along every axis")
         return self
 
     @classmethod

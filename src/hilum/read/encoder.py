@@ -20,7 +20,7 @@ from hilum.io.encoder_file import CONFIG, EncoderConfig, EncoderFile, is_encoder
 from hilum.model.encoder import Encoder, build_encoder, load_tensors, tensors_of, unit, without_text
 from hilum.model.patch import patch_sizes
 from hilum.read.encoder_run import Precision, Progress, Runner
-from hilum.read.encoder_windows import OVERLAP, cover, field_of, middle, uncropped
+from hilum.read.encoder_windows import OVERLAP, cover, covered, field_of, middle, uncropped
 from hilum.read.features import SliceFeatures, VolumeFeatures
 from hilum.read.maps import finite
 from hilum.types import EmbeddingRows, Probabilities, ScanEmbeddings, Similarities
@@ -71,8 +71,9 @@ class LoadedEncoder:
         """
         self._require_volumes()
         sizes = self._sizes(patch, 3)
+        covers = covered(sizes, self._field, self.config.view_vox)
         tensor, trace = self._prep.apply(_opened(scan))
-        return self._runner.volume(tensor, trace, middle(trace.grid.shape, self._field, sizes))
+        return self._runner.volume(tensor, trace, middle(trace.grid.shape, self._field, covers), sizes)
 
     def encode_scan(
         self,
@@ -95,9 +96,10 @@ class LoadedEncoder:
         """
         self._require_volumes()
         sizes = self._sizes(patch, 3)
+        covers = covered(sizes, self._field, self.config.view_vox)
         tensor, trace = uncropped(self._prep).apply(_opened(scan))
-        windows = cover(trace.grid.shape, self._field, sizes, overlap)
-        return self._runner.volume(tensor, trace, windows, batch, progress)
+        windows = cover(trace.grid.shape, self._field, covers, overlap)
+        return self._runner.volume(tensor, trace, windows, sizes, batch, progress)
 
     def encode_slices(
         self,

@@ -50,10 +50,14 @@ class Runner:
         prepared: ScanBatch,
         trace: PipelineTrace,
         windows: Windows,
+        sizes: tuple[int, ...],
         batch: int = 1,
         progress: Progress | None = None,
     ) -> VolumeFeatures:
         """Features of a prepared scan, put together from `windows`, `batch` of them at once.
+
+        Args:
+            sizes: voxels of a patch, as the model sees it.
 
         Raises:
             UsageError: `CONFIG_VALUE` for a batch of none. RunError: `OUTPUT_NONFINITE`.
@@ -62,8 +66,10 @@ class Runner:
         fill, width = padding(trace, scan), self.encoder.vision.config.width
         cls, total = torch.zeros(width), torch.zeros(*windows.grid, width)
         times, embeddings, done = torch.zeros(*windows.grid, 1), [], 0
+        shown = zip(trace.grid.spacing_mm, windows.patch, sizes, strict=True)
+        spacing_mm = [mm * covers / size for mm, covers, size in shown]
         for some in _batches(list(windows), batch):
-            out = self._vision([windows.show(scan, at, fill) for at in some], windows.patch, trace.grid)
+            out = self._vision([windows.show(scan, at, fill, sizes) for at in some], sizes, spacing_mm)
             if self.encoder.projection is not None:
                 embeddings.append(self.encoder.project(out).cpu())
             cls += out.cls.cpu().sum(0)
@@ -111,7 +117,7 @@ class Runner:
         cls, patches, done = [], [], 0
         for some in _batches(chosen, batch):
             shown = [box(stack[k], flat.start, flat.size, padding(trace, stack[k])) for k in some]
-            out = self._vision(shown, sizes, grid)
+            out = self._vision(shown, sizes, grid.spacing_mm[:2])
             cls.append(out.cls.cpu())
             patches.append(out.patches.cpu())
             done += len(some)
@@ -127,11 +133,13 @@ class Runner:
             places,
         )
 
-    def _vision(self, pictures: Sequence[torch.Tensor], sizes: tuple[int, ...], grid: Geometry) -> ViTOutput:
+    def _vision(
+        self, pictures: Sequence[torch.Tensor], sizes: tuple[int, ...], spacing_mm: Sequence[float]
+    ) -> ViTOutput:
         """Tokens in float32, on the encoder's device."""
         batch = torch.stack(list(pictures))[:, None].to(self.device)
         with self.autocast():
-            out = self.encoder.vision(batch, patch=sizes, spacing_mm=grid.spacing_mm[: len(sizes)])
+            out = self.encoder.vision(batch, patch=sizes, spacing_mm=spacing_mm)
         return ViTOutput(out.cls.float(), out.registers, out.patches.float(), out.grid)
 
 

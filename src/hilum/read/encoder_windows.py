@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from hilum.cohort.pipeline import PipelineTrace
 from hilum.cohort.prep import subgrid
@@ -31,7 +32,8 @@ class Windows:
     """Windows of a prepared grid.
 
     Args:
-        patch: voxels of a patch. size: voxels of a window. grid: patches of all windows together.
+        patch: voxels of the prepared scan that a patch covers. size: of a window. grid: patches of all
+            windows together.
         start: first voxel of that grid; negative where it begins before the scan.
         starts: per axis, first patch of each window.
     """
@@ -54,10 +56,19 @@ class Windows:
         spans = zip(at, self.size, self.patch, strict=True)
         return tuple(slice(a, a + size // patch) for a, size, patch in spans)
 
-    def show(self, scan: VoxelTensor, at: Sizes, fill: float) -> GridTensor:
-        """The window at `at` of a prepared scan; `fill` beyond it."""
+    def show(self, scan: VoxelTensor, at: Sizes, fill: float, patch: Sizes) -> GridTensor:
+        """The window at `at` of a prepared scan, `fill` beyond it; resized, as training resizes a field,
+        where a patch of the model has another size than what it covers.
+
+        Args:
+            patch: voxels of a patch of the model.
+        """
         low = [s + a * p for s, a, p in zip(self.start, at, self.patch, strict=True)]
-        return box(scan, low, self.size, fill)
+        shown = box(scan, low, self.size, fill)
+        if patch == self.patch:
+            return shown
+        wanted = [n // own * p for n, own, p in zip(self.size, self.patch, patch, strict=True)]
+        return F.interpolate(shown[None, None], wanted, mode="trilinear")[0, 0]
 
     def stacked(self, slices: int) -> Windows:
         """The same in each of so many slices, which lie across a third axis."""
@@ -120,6 +131,25 @@ def window(shape: Sizes, field: Sizes, patch: Sizes) -> Sizes:
             hint="Choose a smaller patch.",
         )
     return tuple(-(-(f or n) // p) * p for n, f, p in zip(shape, field, patch, strict=True))
+
+
+def covered(patch: Sizes, field: Sizes, view: Sizes | None) -> Sizes:
+    """Voxels of the prepared scan that a patch covers, where a field is shown with `view` voxels.
+
+    Raises:
+        InputRefused: `PATCH_GRID` where that is no whole number.
+    """
+    if view is None:
+        return patch
+    if any(f and p * f % v for p, f, v in zip(patch, field, view, strict=True)):
+        raise InputRefused(
+            "PATCH_GRID",
+            "a patch covers whole voxels of the prepared scan",
+            expected=f"patches for which patch · {field} / {view} is whole",
+            got=patch,
+            hint="Choose another patch, such as the config's.",
+        )
+    return tuple(p * f // v if f else p for p, f, v in zip(patch, field, view, strict=True))
 
 
 def box(values: torch.Tensor, low: Sequence[int], size: Sequence[int], fill: float) -> torch.Tensor:
