@@ -13,6 +13,7 @@ from _stages import NET, REPORTS, tiny_recipe, tiny_store, tiny_task
 from hilum.errors import RunError, RunStopped, UsageError, WeightsError
 from hilum.io.encoder_file import load_encoder
 from hilum.model.vit import ViT
+from hilum.train import stage_export
 from hilum.train.loop import train
 from hilum.train.recipe import load_recipe
 from hilum.train.stage_data import StageStream, patch_of, stack_samples
@@ -187,6 +188,15 @@ def test_a_3d_embedding_is_inflated_once_and_every_part_is_the_averages(store, t
     for part in ("projection.weight", "temperature.log_scale", "text.table.weight", "vision.cls"):
         assert np.array_equal(told.tensors[part], teacher[part].numpy()), part
     assert not any(name.startswith(("dino", "ibot")) for name in told.tensors)
+
+
+def test_an_export_says_how_whole_fields_were_shown(store):
+    views = {"side_vox": 16, "field_vox": 20, "part_side_vox": 8, "part_vox": [4, 8]}
+    for whole, shown in (("middle", (16,) * 3), ([8, 16], None)):
+        recipe = tiny_recipe("flexict-3d", volumes={**views, "whole_vox": whole})
+        task = tiny_task(store, recipe)
+        config = stage_export._config(recipe, task.start, task.parts, {})
+        assert config.field_vox == (20,) * 3 and config.view_vox == shown
 
 
 def test_a_start_of_another_size_is_refused(store, tmp_path):

@@ -60,6 +60,9 @@ def _config(
         return EncoderConfig.from_dict(facts | {"prep": prep | {"values": "zscore-slice"}})
     assert recipe.volumes is not None
     facts |= {"prep": prep, "field_vox": (recipe.volumes.field,) * 3}
+    if recipe.volumes.whole_vox == "middle":
+        # whole fields were shown, all with so many voxels; other stages saw regions of many sizes
+        facts["view_vox"] = (recipe.volumes.side_vox,) * 3
     if before is not None:
         facts["prep_2d"] = before.prep if before.kind == "2d" else before.prep_2d
     if recipe.text is not None and start.text is not None:
