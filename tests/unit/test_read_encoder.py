@@ -427,10 +427,11 @@ def test_importing_hilum_stays_light_with_load_in_it():
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
-def test_a_backbone_whose_patch_is_no_cube_keeps_it(hu):
-    model = LoadedEncoder(file_of(net={"patch_z": 4}))
+def test_a_patch_that_is_no_cube_is_the_one_of_the_config(hu):
+    model = LoadedEncoder(file_of(net={"patch_z": 4}, patch=[8, 8, 4]))
     assert model.encode_volume(volume(hu)).grid == (4, 4, 8)
     assert model.encode_volume(volume(hu), patch=16).grid == (2, 2, 2)
+    assert model.encode_slices(volume(hu), 20).grid == (8, 8)
     assert LoadedEncoder(file_of(patch=16)).encode_volume(volume(hu)).grid == (2, 2, 2)
 
 

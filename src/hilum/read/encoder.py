@@ -224,9 +224,8 @@ class LoadedEncoder:
         return save_encoder(Path(folder), file, overwrite=overwrite)
 
     def _sizes(self, patch: Patch | None, axes: int) -> tuple[int, ...]:
-        """Voxels of a patch; a backbone whose own patch is no cube keeps its shape unless told otherwise."""
-        net = self.encoder.vision.config
-        own = net.patch_base(axes) if self.config.patch == net.patch else self.config.patch
+        """Voxels of a patch; slices take the first two of three."""
+        own = self.config.patch if isinstance(self.config.patch, int) else self.config.patch[:axes]
         return patch_sizes(own if patch is None else patch, axes)
 
     def _slices_prep(self) -> Pipeline | None:
