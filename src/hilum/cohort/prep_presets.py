@@ -121,7 +121,7 @@ class Pipeline:
         """
         sizes = [s for triple in (self.spacing_mm, self.coarser_mm) for s in triple or ()]
         low, high = self.clip_hu or (0.0, 1.0)
-        wrong = None
+        wrong: tuple[str, object] | None = None
         if (
             sorted(pair for axis in self.axes for pair in _AXES if axis in pair) != _AXES
             or len(self.axes) != 3

@@ -111,7 +111,7 @@ class Runner:
         a, b = (other for other in range(3) if other != axis)
         stack = prepared[0, 0].permute(axis, a, b)
         grid = AxisMap((a, b, axis), (False, False, False), trace.grid.shape).geometry(trace.grid)
-        there = trace.source.covers(grid).any((0, 1)).nonzero()[0]
+        there = np.flatnonzero(trace.source.covers(grid).any((0, 1)))
         chosen = choose(there, len(stack))
         flat = middle((stack.shape[1], stack.shape[2]), (0, 0), sizes)
         cls, patches, done = [], [], 0

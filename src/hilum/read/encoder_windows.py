@@ -161,7 +161,8 @@ def box(values: torch.Tensor, low: Sequence[int], size: Sequence[int], fill: flo
         first, last = max(0, start), max(0, start, min(have, start + n))
         into.append(slice(first - start, last - start))
         taken.append(slice(first, last))
-    out[(..., *into)] = values[(..., *taken)]
+    leading = [slice(None)] * lead
+    out[tuple(leading + into)] = values[tuple(leading + taken)]
     return out
 
 
