@@ -68,12 +68,14 @@ def cohort(prepared) -> FrozenCohort:
     return open_cohort(prepared)
 
 
-def encoder(folder: Path, kind: str, seed: int = 0, prep=TINY, recipe=None) -> Path:
+def encoder(folder: Path, kind: str, seed: int = 0, prep=TINY, recipe=None, **facts_of) -> Path:
     vision = ViT(ViTConfig(**NET))
     vision.reset(torch.Generator().manual_seed(seed))
     facts = dict(prep.facts()) | ({"values": "zscore-slice"} if kind == "2d" else {})
     backbone = {"name": "tiny", "network": "vit", "net": NET}
-    config = EncoderConfig.from_dict({"kind": kind, "backbone": backbone, "prep": facts, "patch": 4})
+    config = EncoderConfig.from_dict(
+        {"kind": kind, "backbone": backbone, "prep": facts, "patch": 4} | facts_of
+    )
     tensors = {f"vision.{name}": array for name, array in tensors_of(vision).items()}
     card = {"name": f"tiny-{kind}", "synthetic": True, "trained_on": "nothing", "licence": "Apache-2.0"}
     save_encoder(folder, EncoderFile(config, tensors, None, card | ({"recipe": recipe} if recipe else {})))
@@ -129,6 +131,20 @@ def test_features_are_those_of_a_plain_forward(cohort):
     np.testing.assert_allclose(got.blocks["mean"][2], out.patches[0].mean(0), atol=1e-5)
     np.testing.assert_allclose(got.blocks["max"][2], out.patches[0].amax(0), atol=1e-5)
     assert got.pooled("cls+mean").shape == (3, 48) and got.pooled("cls+mean+max").shape == (3, 72)
+
+
+def test_a_field_is_shown_with_the_voxels_of_training_as_loading_shows_it(cohort, tmp_path):
+    """The exam reads the store, `hilum.load` the scan: the same tokens but for the store's whole HU."""
+    file = encoder(tmp_path / "a", "3d", view_vox=(8, 8, 8))
+    (one,) = load_all([file], cohort, "cpu")
+    got = scan_features_of(one, cohort, Looking()).blocks
+    scan = next(row for row in cohort.manifest.rows() if row.record.key == cohort.keys[1])
+    loaded = one.model.encode_volume(cohort.manifest.open(scan))
+    assert loaded.patches.shape == (8, 24)
+    np.testing.assert_allclose(got["cls"][1], loaded.cls, atol=0.02)
+    np.testing.assert_allclose(got["mean"][1], loaded.patches.mean(0), atol=0.02)
+    whole = scan_features(one.vision, cohort.store, cohort.keys[:2], FeatureView(patch=4)).blocks
+    assert np.abs(whole["mean"][1] - loaded.patches.mean(0)).max() > 0.05
 
 
 def test_slices_are_axial_and_padding_is_none_of_them(cohort):

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch.nn import functional as F
 
 from hilum.cohort.pipeline import letters_axis, zscore_slices
 from hilum.cohort.store import Store, read_store_file
@@ -56,6 +57,7 @@ class FeatureView:
         patch: size of a patch, voxels, one or one per axis.
         field_vox: the field in the scan's middle, voxels of the store along each axis; None takes what the
             store's preset pads or crops to.
+        view_vox: voxels that a field of a volume is resized to first, as training does; None: none are.
         every: one axial slice in so many is taken, from half as many on.
         by_slice: each slice is brought to mean 0 and deviation 1 again, as for a model of slices.
         bf16: matrix products in bfloat16.
@@ -64,6 +66,7 @@ class FeatureView:
     kind: Literal["volume", "slices"] = "volume"
     patch: int | tuple[int, ...] = 8
     field_vox: Three | None = None
+    view_vox: Three | None = None
     every: int = 4
     by_slice: bool = False
     bf16: bool = False
@@ -124,12 +127,15 @@ def scan_features(
 
 def feature_facts(vision: ViT, store: Store, keys: Sequence[str], view: FeatureView) -> dict[str, Any]:
     """What features are a function of: hashes of weights, store and keys, and the view."""
+    how = asdict(view)
+    if view.view_vox is None:
+        del how["view_vox"]  # features that were kept before there was such a setting are still right
     return {
         "format": FORMAT,
         "weights_sha256": state_sha256(vision),
         "store_sha256": str(read_store_file(store.root)["index_sha256"]),
         "keys_sha256": hashlib.sha256("\n".join(keys).encode("utf-8", "surrogatepass")).hexdigest(),
-        "view": asdict(view),
+        "view": how,
     }
 
 
@@ -221,7 +227,7 @@ def _computed(
 
 
 def _check(view: FeatureView, store: Store) -> None:
-    if min(view.every, *(view.field_vox or (1,))) < 1:
+    if min(view.every, *(view.field_vox or (1,)), *(view.view_vox or (1,))) < 1:
         raise UsageError("CONFIG_VALUE", "a view has a field and slices", expected=">= 1", got=view)
     if view.kind == "volume" and store.prep["values"] == "zscore-slice":
         raise UsageError(
@@ -236,7 +242,7 @@ def _batches(store: Store, keys: Sequence[str], view: FeatureView) -> Iterator[S
     """Scans of one field together, as many as `TOKENS` allows; slices of one scan at a time."""
     most = 1
     if view.kind == "volume" and keys:
-        size = field_of(store, keys[0]) if view.field_vox is None else view.field_vox
+        size = view.view_vox or view.field_vox or field_of(store, keys[0])
         most = max(1, TOKENS // _tokens_of(size, view))
     if view.field_vox is None and 0 in store.prep["fit_vox"]:
         most = 1  # each scan has a field of its own
@@ -259,7 +265,10 @@ def _tokens(vision: ViT, pictures: torch.Tensor, view: FeatureView) -> tuple[tor
 
 
 def _volume_rows(vision: ViT, fields: torch.Tensor, view: FeatureView) -> list[torch.Tensor]:
-    cls, patches = _tokens(vision, fields[:, None], view)
+    shown = fields[:, None]
+    if view.view_vox is not None:
+        shown = F.interpolate(shown, view.view_vox, mode="trilinear")
+    cls, patches = _tokens(vision, shown, view)
     return [cls, patches.mean(1), patches.amax(1)]
 
 

@@ -141,20 +141,24 @@ def passes(loaded: Sequence[Loaded], cohort: FrozenCohort, looking: Looking, see
 def ways(one: Loaded, looking: Looking) -> Iterator[tuple[str, ViT, FeatureView]]:
     """How an encoder can be shown a scan: ``volume``, or ``slices`` and ``inflated``."""
     vision, config = one.vision, one.model.config
-    own: dict[int, int | tuple[int, ...]] = dict.fromkeys((2, 3), config.patch)
-    if config.patch == vision.config.patch:
-        own = {axes: vision.config.patch_base(axes) for axes in (2, 3)}
-    view = FeatureView("volume", looking.patch or own[3], config.field_vox, looking.every, bf16=looking.bf16)
+    own = {axes: looking.patch or _patch(one, axes) for axes in (2, 3)}
+    view = FeatureView("volume", own[3], config.field_vox, config.view_vox, looking.every, bf16=looking.bf16)
     if one.kind != "2d":
         yield "volume", vision, view
         return
     by_slice = config.prep["values"] == "zscore-slice"
-    yield "slices", vision, replace(view, kind="slices", patch=looking.patch or own[2], by_slice=by_slice)
+    yield "slices", vision, replace(view, kind="slices", patch=own[2], by_slice=by_slice)
     if one.store.prep["values"] != "zscore-slice":
         inflated = ViT(vision.config).to(vision.cls.device)
         inflated.load_state_dict(vision.state_dict())
         inflated.inflate()
         yield "inflated", inflated, view
+
+
+def _patch(one: Loaded, axes: int) -> int | tuple[int, ...]:
+    """The config's; slices take the first two of three."""
+    patch = one.model.config.patch
+    return patch if isinstance(patch, int) else tuple(patch[:axes])
 
 
 def scan_features_of(
