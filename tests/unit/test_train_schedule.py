@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from hilum.errors import UsageError
-from hilum.train.loop import learning_rate
+from hilum.train.phantom_task import learning_rate
 from hilum.train.recipe import OptimRecipe
 from hilum.train.schedule import Schedule, Schedules, constant, lr_factor
 
