@@ -23,7 +23,7 @@ from hilum.exam.features import FeatureView, centre_field, scan_features
 from hilum.exam.frozen import examine_frozen
 from hilum.exam.frozen_cohort import FrozenCohort, open_cohort, require_untrained_on
 from hilum.exam.frozen_measure import Bench, Seeds, differences
-from hilum.exam.frozen_models import Looking, load_all, scan_features_of
+from hilum.exam.frozen_models import Looking, features_of, load_all, passes, scan_features_of
 from hilum.exam.frozen_table import UNMEASURED, as_markdown, as_text
 from hilum.exam.frozen_text import PROMPTS, zero_shot
 from hilum.exam.plain_features import EDGES_HU, histogram_features
@@ -230,6 +230,18 @@ def test_another_grid_is_refused(cohort, tmp_path):
     finer = replace(TINY, spacing_mm=(2.0, 2.0, 2.0))
     with pytest.raises(UsageError, match="GRID_MISMATCH"):
         load_all([encoder(tmp_path / "a", "3d", prep=finer)], cohort, "cpu")
+
+
+def test_names_are_never_shared(cohort, tmp_path):
+    folders = [encoder(tmp_path / "a", "3d"), encoder(tmp_path / "b", "3d", 1, view_vox=(8, 8, 8))]
+    loaded = load_all(folders, cohort, "cpu")
+    assert [one.name for one in loaded] == ["tiny-3d", "tiny-3d (2)"]
+    names = [named.name for named in features_of(loaded, cohort, Looking(), 0)]
+    assert names == [
+        "densities", "untrained tiny: volume", "untrained tiny: volume of 8 × 8 × 8", "tiny-3d: volume",
+        "tiny-3d (2): volume",
+    ]  # fmt: skip
+    assert passes(loaded, cohort, Looking(), 0) == 5
 
 
 def test_a_manifest_without_a_store_is_refused(prepared, tmp_path):

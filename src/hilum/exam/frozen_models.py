@@ -3,6 +3,7 @@ and densities alone."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -104,7 +105,7 @@ def load_all(
         store = cohort.store_for(model.config.prep)
         seen = require_untrained_on(model.card, cohort)
         wanted = str(model.card["name"]) if names is None else names[n]
-        found.append(Loaded(_unique(wanted, folder, [one.name for one in found]), model, store, seen))
+        found.append(Loaded(_unique(wanted, [one.name for one in found]), model, store, seen))
     return found
 
 
@@ -173,7 +174,8 @@ def _untrained(
     loaded: Sequence[Loaded], looking: Looking, seed: int
 ) -> Iterator[tuple[str, ViT, Loaded, FeatureView]]:
     """One per backbone, store and view that an encoder has; a fresh network has nothing to inflate."""
-    done = []
+    done: list[Any] = []
+    taken: list[str] = []
     for one in loaded:
         for way, vision, view in ways(one, looking):
             same = (vision.config, one.store.root, view)
@@ -182,8 +184,11 @@ def _untrained(
             done.append(same)
             fresh = ViT(vision.config)
             fresh.reset(torch.Generator().manual_seed(seed))
-            backbone = one.model.config.backbone.get("name", "network")
-            yield f"untrained {backbone}: {way}", fresh.to(looking.device).eval(), one, view
+            name = f"untrained {one.model.config.backbone.get('name', 'network')}: {way}"
+            if view.view_vox is not None:
+                name += f" of {' × '.join(map(str, view.view_vox))}"
+            taken.append(_unique(name, taken))
+            yield taken[-1], fresh.to(looking.device).eval(), one, view
 
 
 def _named(
@@ -199,9 +204,7 @@ def _named(
     return Named(name, made.pooled(looking.pooling), {**made.facts, "pooling": looking.pooling})
 
 
-def _unique(name: str, folder: Path, taken: Sequence[str]) -> str:
-    """The card's name; with the folder's where two cards have one name."""
-    wanted = name if name not in taken else f"{name} ({folder.resolve().parent.name}/{folder.name})"
-    while wanted in taken:
-        wanted += "'"
-    return wanted
+def _unique(name: str, taken: Sequence[str]) -> str:
+    """The name, with a number where it is taken: tables and differences go by names."""
+    numbered = (f"{name} ({n})" for n in itertools.count(2))
+    return next(wanted for wanted in itertools.chain([name], numbered) if wanted not in taken)
