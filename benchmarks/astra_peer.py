@@ -1,4 +1,5 @@
-"""Astra's encoder beside the published code on the published weights: values, places, kind of its features.
+"""Astra's encoder beside the published code on the published weights; where its features lie, and what they
+are like.
 
     python benchmarks/astra_peer.py --public DIR --store STORE [--scans 10]
 
@@ -29,7 +30,7 @@ from hilum.train.teachers import HuScale, Shown
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SMALL = ((64, 96, 32), (65, 70, 33))
-HALF = (112, 112, 80)
+FEWER = (128, 128, 80)
 
 
 def published(public: Path) -> torch.nn.Module:
@@ -112,17 +113,15 @@ def likeness(store: Store, teacher: AstraTeacher, scans: int) -> dict[str, float
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """All of it."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--public", type=Path, required=True)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--scans", type=int, default=10)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     store = open_store(asked.store)
-    teacher = astra_teacher(store.prep, vox=HALF)
+    teacher = astra_teacher(store.prep, vox=FEWER)
     found = {
         "what": "Astra's encoder: published code and Hilum on the published weights, fp32",
         "command": "python benchmarks/astra_peer.py --public DIR --store STORE",
@@ -130,7 +129,7 @@ def main() -> None:
         "versions": {"hilum": hilum.__version__, "torch": torch.__version__},
         "features": differences(teacher.network, published(asked.public)),
         "centres_of_features_1_to_4_voxel": centres(teacher.network),
-        "phantoms_at_112x112x80": likeness(store, teacher, asked.scans),
+        "phantoms_at_128x128x80": likeness(store, teacher, asked.scans),
     }
     (RESULTS / "astra_peer.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))

@@ -1,6 +1,7 @@
 """Astra as a teacher: its window and axes, where features lie, and weights that arrive in parts."""
 
 import hashlib
+import inspect
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hilum.cohort.prep_presets import pipeline
 from hilum.errors import HilumError, UsageError, WeightsError
 from hilum.model.astra import Astra, AstraConfig, astra_values
 from hilum.train import teacher_astra
-from hilum.train.teacher_astra import PARTS, AstraTeacher, centred
+from hilum.train.teacher_astra import PARTS, AstraTeacher
 from hilum.train.teachers import HuScale, Shown
 
 STUDENT = pipeline("flexict-3d").facts()
@@ -31,24 +32,45 @@ def test_hu_go_in_as_published_and_features_come_back_on_the_students_axes():
     given = Shown(hu * slope.view(view) + intercept.view(view), (2.0, 2.0, 2.0), HuScale(slope, intercept))
     teacher = AstraTeacher(network(), "ab" * 32, STUDENT, vox=(16, 24, 12))
     found = teacher.features(given)
-    maps = teacher.network(astra_values(hu.flip(2, 3)))
-    assert torch.allclose(found.summary, maps.mean((2, 3, 4)), atol=1e-5)
     assert found.grid == (2, 3, 3)
+    # half a cell of air before the field, and the feature in it left out
+    air = torch.zeros(2, 1, 20, 28, 14)
+    air[:, :, 4:, 4:, 2:] = astra_values(hu.flip(2, 3))
+    maps = teacher.network(air)[:, :, 1:, 1:, 1:]
+    assert maps.shape[2:] == (2, 3, 3)
+    assert torch.allclose(found.summary, maps.mean((2, 3, 4)), atol=1e-5)
     patches = found.patches.unflatten(1, found.grid)
-    # in the middle of a cell: half of the way to the next, along every axis that has one
-    row = torch.lerp(maps[:, :, :, :, 0], maps[:, :, :, :, 1], 3 / 8)
-    row = torch.lerp(row[:, :, :, 0], row[:, :, :, 1], 7 / 16)
-    row = torch.lerp(row[:, :, 0], row[:, :, 1], 7 / 16)
-    assert torch.allclose(patches[:, 1, 2, 0], row, atol=1e-5)
+    for i in range(2):
+        for j in range(3):
+            assert torch.allclose(patches[:, i, j, 1], maps[:, :, 1 - i, 2 - j, 1], atol=1e-5)
     with pytest.raises(HilumError):
         teacher.features(Shown(given.images, given.spacing_mm))
 
 
-def test_features_are_read_in_the_middle_of_their_cells():
-    """Of features that say where they are centred, the middle of the cell comes out; the last has no next."""
-    places = 32.0 * torch.arange(5)[None, None, :, None, None]
-    assert centred(places, 2, 32).flatten().tolist() == [15.5, 47.5, 79.5, 111.5, 128.0]
-    assert centred(torch.ones(1, 1, 1, 1, 1), 3, 32).item() == 1
+def test_features_lie_in_the_middle_of_their_cells():
+    """The gradient of a feature is centred where its cell is, when kernels weigh all their voxels alike."""
+    even = network()
+    for name, parameter in even.named_parameters():
+        torch.nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 0.1)
+    teacher = AstraTeacher(even, "ab" * 32, {**STUDENT, "axes": "RAS", "values": "hu"}, vox=(64, 64, 32))
+    g = torch.Generator().manual_seed(1)
+    hu = (-400 + 100 * torch.rand(1, 1, 64, 64, 32, generator=g)).requires_grad_()
+    scale = HuScale(torch.ones(1), torch.zeros(1))
+    features = inspect.unwrap(AstraTeacher.features)(teacher, Shown(hu, (1.0, 1.0, 1.0), scale))
+    patches = features.patches.unflatten(1, features.grid)
+    for axis, size, cell in ((0, 8, 4), (1, 8, 3), (2, 4, 3)):
+        at = [4, 4, 4]
+        at[axis] = cell
+        (gradient,) = torch.autograd.grad(patches[0, *at].sum(), hu, retain_graph=True)
+        weight = gradient[0, 0].abs().sum([a for a in range(3) if a != axis])
+        centre = (weight * torch.arange(len(weight))).sum() / weight.sum()
+        assert centre.item() == pytest.approx((cell + 0.5) * size, abs=0.35 * size)
+
+
+def test_it_sees_whole_cells():
+    with pytest.raises(UsageError) as caught:
+        AstraTeacher(network(), "ab" * 32, STUDENT, vox=(16, 20, 12))
+    assert caught.value.code == "CONFIG_VALUE"
 
 
 @pytest.mark.parametrize("preset", ["flexict-2d", "exact"])

@@ -27,8 +27,8 @@ def shown(shape=(16, 24, 32), scans=2, spacing_mm=(4.0, 4.0, 4.0)):
     return Shown(hu * slope.view(view) + 0.7, spacing_mm, HuScale(slope, torch.full((scans,), 0.7))), hu
 
 
-def teacher_of(student=STUDENT, prep=None, vox=None, patch=None, **changes):
-    more = changes if prep is None else {"prep": prep.facts(), **changes}
+def teacher_of(student=STUDENT, prep=None, vox=None, patch=None, own_patch=8, **changes):
+    more = {"patch": own_patch, **({} if prep is None else {"prep": prep.facts()}), **changes}
     config = EncoderConfig.from_dict(config_of(**more))
     torch.manual_seed(3)
     vision = build_encoder(config).vision
@@ -96,11 +96,32 @@ def test_it_sees_the_field_in_its_own_voxels(monkeypatch, spacing_mm, vox, patch
     assert how["spacing_mm"] == pytest.approx(mm)
 
 
+def test_a_large_field_is_seen_in_windows():
+    teacher = teacher_of(field_vox=(16, 8, 16))
+    given, _ = shown()
+    found = teacher.features(given)
+    assert found.grid == (2, 3, 4)
+    patches, sums = found.patches.unflatten(1, found.grid), 0
+    for j in range(3):
+        for k in range(2):
+            part = given.images[:, :, :, 8 * j : 8 * j + 8, 16 * k : 16 * k + 16].contiguous()
+            out = teacher.vision(part, patch=8)
+            cells = out.patches.unflatten(1, out.grid)
+            assert torch.allclose(patches[:, :, j : j + 1, 2 * k : 2 * k + 2], cells, atol=1e-5)
+            sums = sums + out.cls
+    assert torch.allclose(found.summary, sums / 6, atol=1e-5)
+    # windows are whole: 24 voxels become two of 16
+    assert teacher_of(field_vox=(16, 16, 16)).features(given).grid == (2, 4, 4)
+    assert teacher_of(field_vox=(64, 64, 64)).features(given).grid == (2, 3, 4)
+    asked = teacher_of(field_vox=(8, 16, 16), vox=(16, 24, 16))
+    assert asked._windows(asked.vox) == ((16, 24, 16), (2, 1, 1))
+
+
 def test_patches_of_another_depth():
-    teacher = teacher_of(net={"patch_z": 4})
+    teacher = teacher_of(net={"patch_z": 4}, own_patch=(8, 8, 4))
     given, _ = shown()
     assert teacher.features(given).grid == (2, 3, 8)
-    assert teacher_of(net={"patch_z": 4}, patch=16).features(given).grid == (1, 2, 2)
+    assert teacher_of(net={"patch_z": 4}, patch=16, own_patch=(8, 8, 4)).features(given).grid == (1, 2, 2)
 
 
 def test_slices_of_a_model_of_both():

@@ -7,8 +7,9 @@ once in a process of its own (`convert.foreign`), folded (`model.astra`) and kep
 It was trained on the field around what is above -1000 HU, squashed to 224 x 224 x 160 whatever the size of a
 patient. Here it sees the field that the student sees, uncropped: features have to lie where the student's
 do. Feature i of such a network is centred on the first voxel of its cell and not on the middle (for the
-published weights the squared gradient of features 1, 2, 3 and 4 is centred on voxels 32, 65, 103 and 131), so
-that they are read half a cell further on, between neighbours.
+published weights the squared gradient of features 1, 2, 3 and 4 is centred on voxels 34, 66, 105 and 135). So
+half a cell of air is put before the field along each axis, and the first feature, which lies in it, is left
+out.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from hilum.convert.foreign import open_foreign
-from hilum.errors import WeightsError
+from hilum.errors import UsageError, WeightsError
 from hilum.io.atomic import atomic_write
 from hilum.io.fetch import Archive, ArchiveMember, Progress, cache_folder, member_file
 from hilum.io.hashing import CHUNK_BYTES
@@ -70,14 +72,16 @@ PARTS = (
 
 
 class AstraTeacher:
-    """See the module's docstring. The summary is the mean feature, as published.
+    """See the module's docstring. The summary is the mean feature, as published, of the features here.
 
     Args:
         network: with its weights. sha256: of them, hex. student: facts of the student's preparation
-            (`Pipeline.facts`, `Store.prep`). vox: voxels along R, A, S that it sees of any field.
+            (`Pipeline.facts`, `Store.prep`). vox: voxels along R, A, S that it sees of any field, in whole
+            cells of a feature.
 
     Raises:
-        UsageError: `CONFIG_VALUE` for a student of slices, or one whose values do not hold -1000 to 200 HU.
+        UsageError: `CONFIG_VALUE` for a student of slices, or one whose values do not hold -1000 to 200 HU,
+            or a field that is no whole number of cells.
     """
 
     name = "astra"
@@ -86,6 +90,11 @@ class AstraTeacher:
         self, network: Astra, sha256: str, student: Mapping[str, Any], vox: Sequence[int] = VOX
     ) -> None:
         check_hu(student, WINDOW_HU, self.name)
+        strides = network.config.strides
+        if len(vox) != 3 or any(n < 1 or n % stride for n, stride in zip(vox, strides, strict=True)):
+            raise UsageError(
+                "CONFIG_VALUE", "Astra sees whole cells", expected=f"multiples of {strides}", got=tuple(vox)
+            )
         self.network = network.eval().requires_grad_(False)
         self.sha256, self.vox = sha256, tuple(vox)
         self.width = network.config.out_width
@@ -101,20 +110,11 @@ class AstraTeacher:
         """
         self.network.to(shown.images.device)
         values = astra_values(resized(self.turn.there(shown.hu()), self.vox))
-        maps = self.network(values).float()
-        summary = maps.mean((2, 3, 4))
-        for axis, stride in enumerate(self.network.config.strides):
-            maps = centred(maps, 2 + axis, stride)
+        x, y, z = (stride // 2 for stride in self.network.config.strides)
+        # 0 is air, and what the convolutions themselves put around a scan
+        maps = self.network(F.pad(values, (z, 0, y, 0, x, 0)))[:, :, 1:, 1:, 1:].float()
         patches, grid = self.turn.back(maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:]))
-        return Features(summary, patches, grid)
-
-
-def centred(maps: torch.Tensor, axis: int, stride: int) -> torch.Tensor:
-    """Features at voxels 0, `stride`, 2 · `stride` of an axis -> in the middle of each cell, linear between
-    neighbours; the last one stays as it is."""
-    count = maps.shape[axis]
-    after = torch.arange(1, count + 1, device=maps.device).clamp(max=count - 1)
-    return torch.lerp(maps, maps.index_select(axis, after), (stride - 1) / (2 * stride))
+        return Features(maps.mean((2, 3, 4)), patches, grid)
 
 
 def astra_teacher(

@@ -20,7 +20,8 @@ class EncoderTeacher:
     """The backbone of an encoder, with its CLS token as summary.
 
     What it sees: the student's values as they are where both take z-scores of the same window (of the scan,
-    or of the slice), else its own values made of HU.
+    or of the slice), else its own values made of HU. A field larger than the one that it was trained on it
+    sees in windows of that.
 
     Args:
         name: for people. vision: the backbone. config: of its folder. sha256: of its weights, hex.
@@ -73,11 +74,37 @@ class EncoderTeacher:
         turn = turn_between(self.student["axes"], self.prep["axes"])
         spacing_mm = [shown.spacing_mm[axis] for axis in turn.order]
         turned = turn.there(images)
-        to = self.vox or self._wanted(turned.shape[2:], spacing_mm)
+        to, counts = self._windows(self.vox or self._wanted(turned.shape[2:], spacing_mm))
         seen_mm = [mm * n / m for mm, n, m in zip(spacing_mm, turned.shape[2:], to, strict=True)]
-        out = self.vision(resized(turned, to), patch=self._sizes(3), spacing_mm=seen_mm)
-        patches, grid = turn.back(out.patches.float(), out.grid)
-        return Features(out.cls.float(), patches, grid)
+        summary, maps = self._in_windows(resized(turned, to), counts, seen_mm)
+        patches, grid = turn.back(maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:]))
+        return Features(summary, patches, grid)
+
+    def _in_windows(
+        self, images: torch.Tensor, counts: Sequence[int], seen_mm: Sequence[float]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean CLS of the windows, and their patches put together: (B, W, *grid). One window at a time."""
+        rows, total = [], torch.zeros(len(images), self.width, device=images.device)
+        for slab in images.chunk(counts[0], 2):
+            columns = []
+            for column in slab.chunk(counts[1], 3):
+                cells = []
+                for window in column.chunk(counts[2], 4):
+                    out = self.vision(window.contiguous(), patch=self._sizes(3), spacing_mm=seen_mm)
+                    total += out.cls.float()
+                    cells.append(out.maps().float())
+                columns.append(torch.cat(cells, 4))
+            rows.append(torch.cat(columns, 3))
+        return total / (counts[0] * counts[1] * counts[2]), torch.cat(rows, 2)
+
+    def _windows(self, to: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Voxels in whole windows of the field that it was trained on, and windows per axis."""
+        field = self.config.field_vox or tuple(to)
+        counts = [max(1, round(n / f)) for n, f in zip(to, field, strict=True)]
+        if self.vox is not None:  # what was asked for is not changed
+            counts = [n // f if n > f and n % f == 0 else 1 for n, f in zip(to, field, strict=True)]
+        sides = [f * count if count > 1 else n for n, f, count in zip(to, field, counts, strict=True)]
+        return tuple(sides), tuple(counts)
 
     def _flat(self, slices: torch.Tensor) -> Features:
         sizes = self._sizes(2)
@@ -101,8 +128,7 @@ class EncoderTeacher:
         return tuple(max(1, round(count)) * size for count, size in zip(counts, sizes, strict=True))
 
     def _sizes(self, axes: int) -> tuple[int, ...]:
-        net = self.vision.config
-        return net.patch_base(axes) if self.patch == net.patch else patch_sizes(self.patch, axes)
+        return patch_sizes(self.patch if isinstance(self.patch, int) else self.patch[:axes], axes)
 
     def _check_values(self) -> None:
         kind, own = self.prep["values"], self.student
