@@ -5,6 +5,7 @@ Defaults are the second stage's. A stage on slices has `slices`, one on volumes 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,7 @@ def beside_recipe(data: dict[str, Any], folder: Path) -> None:
     for owner, names in owners:
         for name in names:
             if isinstance(owner.get(name), str):
-                owner[name] = str(folder / owner[name])
+                owner[name] = os.path.normpath(folder / owner[name])
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:
