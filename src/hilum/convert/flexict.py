@@ -17,7 +17,7 @@ import torch
 
 from hilum.cohort.prep_presets import pipeline
 from hilum.convert.foreign import Foreign
-from hilum.convert.names import Rule, count_blocks, shape_of, unfit
+from hilum.convert.names import Rule, block_rules, count_blocks, shape_of, unfit
 from hilum.errors import UsageError
 from hilum.model.rope import periods
 from hilum.model.vit_config import ViTConfig
@@ -53,7 +53,6 @@ def rules_of(prefix: str) -> list[Rule]:
     """The table of names for a checkpoint whose backbone stands under `prefix`."""
     root = prefix.removesuffix("vision_model.").removesuffix("backbone.")
     at, top = prefix.replace(".", r"\."), root.replace(".", r"\.")
-    wb = r"\.(weight|bias)"
     rules = [
         Rule(rf"{at}cls_token", "vision.cls"),
         Rule(rf"{at}storage_tokens", "vision.registers"),
@@ -64,15 +63,8 @@ def rules_of(prefix: str) -> list[Rule]:
             rf"{at}patch_embed_([23])D\.proj\.weight", r"vision.patch_\1d.weight", "axes turned over", turned
         ),
         Rule(rf"{at}patch_embed_([23])D\.proj\.bias", r"vision.patch_\1d.bias"),
-        Rule(rf"{at}norm{wb}", r"vision.norm.\1"),
-        Rule(rf"{at}blocks\.(\d+)\.norm1{wb}", r"vision.blocks.\1.norm_attention.\2"),
+        *block_rules(at),
         Rule(rf"{at}blocks\.(\d+)\.attn\.qkv\.weight", r"vision.blocks.\1.attention.qkv.weight"),
-        Rule(rf"{at}blocks\.(\d+)\.attn\.proj{wb}", r"vision.blocks.\1.attention.proj.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.ls1\.gamma", r"vision.blocks.\1.scale_attention"),
-        Rule(rf"{at}blocks\.(\d+)\.norm2{wb}", r"vision.blocks.\1.norm_mlp.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.mlp\.fc1{wb}", r"vision.blocks.\1.mlp.up.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.mlp\.fc2{wb}", r"vision.blocks.\1.mlp.down.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.ls2\.gamma", r"vision.blocks.\1.scale_mlp"),
         Rule(
             rf"{at}rope_embed_[23]D\.periods",
             None,

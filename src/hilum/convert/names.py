@@ -19,6 +19,7 @@ from hilum.errors import WeightsError
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 SHOWN = 8
+WB = r"\.(weight|bias)"
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -39,6 +40,25 @@ class Rule:
     note: str = "renamed"
     change: Change | None = None
     needs: tuple[str, ...] = ()
+
+
+def block_rules(at: str) -> list[Rule]:
+    """What blocks of DINOv3 and timm share, and the last norm; queries, keys and values are not in it.
+
+    Args:
+        at: what stands before the backbone's names, as a pattern.
+    """
+    block = rf"{at}blocks\.(\d+)"
+    return [
+        Rule(rf"{at}norm{WB}", r"vision.norm.\1"),
+        Rule(rf"{block}\.norm1{WB}", r"vision.blocks.\1.norm_attention.\2"),
+        Rule(rf"{block}\.attn\.proj{WB}", r"vision.blocks.\1.attention.proj.\2"),
+        Rule(rf"{block}\.ls1\.gamma", r"vision.blocks.\1.scale_attention"),
+        Rule(rf"{block}\.norm2{WB}", r"vision.blocks.\1.norm_mlp.\2"),
+        Rule(rf"{block}\.mlp\.fc1{WB}", r"vision.blocks.\1.mlp.up.\2"),
+        Rule(rf"{block}\.mlp\.fc2{WB}", r"vision.blocks.\1.mlp.down.\2"),
+        Rule(rf"{block}\.ls2\.gamma", r"vision.blocks.\1.scale_mlp"),
+    ]
 
 
 @dataclass(frozen=True)

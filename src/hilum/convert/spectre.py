@@ -14,7 +14,7 @@ import torch
 
 from hilum.cohort.prep_presets import pipeline
 from hilum.convert.foreign import Foreign
-from hilum.convert.names import Rule, count_blocks, facts_of, shape_of, unfit
+from hilum.convert.names import WB, Rule, block_rules, count_blocks, facts_of, shape_of, unfit
 from hilum.errors import UsageError
 from hilum.model.rope import periods
 from hilum.model.vit_config import ViTConfig
@@ -44,25 +44,17 @@ def prefix_of(foreign: Foreign) -> str:
 def rules_of(prefix: str) -> list[Rule]:
     """The table of names for a checkpoint whose backbone stands under `prefix`."""
     at, top = prefix.replace(".", r"\."), prefix.removesuffix("backbone.").replace(".", r"\.")
-    wb = r"\.(weight|bias)"
     rules = [
         Rule(rf"{at}cls_token", "vision.cls"),
         Rule(rf"{at}reg_token", "vision.registers"),
-        Rule(rf"{at}patch_embed\.proj{wb}", r"vision.patch_3d.\1"),
-        Rule(rf"{at}norm{wb}", r"vision.norm.\1"),
-        Rule(rf"{at}blocks\.(\d+)\.norm1{wb}", r"vision.blocks.\1.norm_attention.\2"),
+        Rule(rf"{at}patch_embed\.proj{WB}", r"vision.patch_3d.\1"),
+        *block_rules(at),
         Rule(
-            rf"{at}blocks\.(\d+)\.attn\.q{wb}",
+            rf"{at}blocks\.(\d+)\.attn\.q{WB}",
             r"vision.blocks.\1.attention.qkv.\2",
             "joined, queries before keys and values",
             needs=(rf"{prefix}blocks.\1.attn.kv.\2",),
         ),
-        Rule(rf"{at}blocks\.(\d+)\.attn\.proj{wb}", r"vision.blocks.\1.attention.proj.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.ls1\.gamma", r"vision.blocks.\1.scale_attention"),
-        Rule(rf"{at}blocks\.(\d+)\.norm2{wb}", r"vision.blocks.\1.norm_mlp.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.mlp\.fc1{wb}", r"vision.blocks.\1.mlp.up.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.mlp\.fc2{wb}", r"vision.blocks.\1.mlp.down.\2"),
-        Rule(rf"{at}blocks\.(\d+)\.ls2\.gamma", r"vision.blocks.\1.scale_mlp"),
         Rule(rf"{at}rope\.periods", None, "left out: computed from the base, and checked against it"),
     ]
     if prefix:
