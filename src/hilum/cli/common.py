@@ -6,11 +6,14 @@ import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hilum.io.limits import Answers
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 CallT = TypeVar("CallT", bound=Callable[..., Any])
 
@@ -80,6 +83,15 @@ def json_option(command: CallT) -> CallT:
 def echo_json(value: dict[str, Any]) -> None:
     """One JSON object on stdout, UTF-8, keys in their order; NaN never appears (it is not JSON)."""
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def counted_bars(**options: Any) -> Progress:
+    """Bars that count, with the time that is left, on stderr. options: of `rich.progress.Progress`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), **options)
 
 
 @contextmanager

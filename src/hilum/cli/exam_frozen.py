@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hilum.cli.common import counted_bars
+
 
 def run_frozen(
     folders: Sequence[str],
@@ -54,12 +56,8 @@ def run_frozen(
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """A bar per kind of work on stderr, with the time that is left; `quiet` shows nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     tasks: dict[str, Any] = {}
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    with counted_bars(transient=True, disable=quiet) as bar:
 
         def steps(what: str, done: int, total: int) -> None:
             if what not in tasks:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import click
+
+from hilum.cli.common import counted_bars
 
 
 @click.command()
@@ -68,11 +69,7 @@ def phantom(
         work_mm=work_mm,
         write=WriteOptions(dicom=dicom, languages=("en", "de") if language == "both" else (language,)),
     )
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), disable=as_json, transient=True) as bar:
+    with counted_bars(transient=True, disable=as_json) as bar:
         task = bar.add_task("SYNTHETIC phantoms", total=count)
         result = make_batch(
             count, out, request, overwrite=overwrite, progress=lambda key, made: bar.advance(task)

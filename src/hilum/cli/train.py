@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from hilum.cli.common import counted_bars
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
@@ -92,12 +94,7 @@ class _Bars:
     """Rich progress on stderr: one bar for what is prepared, one for steps."""
 
     def __init__(self, *, shown: bool = True) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Bars(*columns, console=Console(stderr=True), disable=not shown)
+        self.progress = counted_bars(disable=not shown)
         self.steps: TaskID | None = None
 
     def track(self, items: Iterable[ItemT], total: int, what: str) -> Iterable[ItemT]:
