@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hilum.errors import UsageError
+from hilum.model.fresh import fresh_linear
 from hilum.tensors import HeadDirections, HeadInputs, HeadLogits
 
 
@@ -63,10 +64,8 @@ class DinoHead(nn.Module):
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Fresh parameters: weights from a normal of 0.02 cut at two deviations, biases zero."""
         for module in self.modules():
-            if isinstance(module, nn.Linear) and not module.weight.is_meta:
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear):
+                fresh_linear(module, generator)
 
     def directions(self, tokens: HeadInputs) -> HeadDirections:
         """Tokens before the last map, of length 1."""

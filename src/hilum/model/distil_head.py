@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from hilum.errors import UsageError
+from hilum.model.fresh import STD, fresh_linear
 from hilum.tensors import AdaptedFeatures, HeadInputs
 
 
@@ -58,12 +59,8 @@ class Adaptor(nn.Module):
         biases zero."""
         if self.first.weight.is_meta:
             return
-        for linear, std in ((self.first, 0.02), (self.last, last)):
-            if std:
-                nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
-            else:
-                nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        fresh_linear(self.first, generator)
+        fresh_linear(self.last, generator, last)
         self.norm.reset_parameters()
 
     def forward(self, tokens: HeadInputs) -> AdaptedFeatures:
@@ -88,4 +85,4 @@ class DistilHead(nn.Module):
         """Fresh parameters."""
         self.patches.reset(0.0, generator)
         if self.summary is not None:
-            self.summary.reset(0.02, generator)
+            self.summary.reset(STD, generator)

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hilum.errors import InputRefused, UsageError
+from hilum.model.fresh import cut_normal, fresh_linear
 from hilum.model.patch import Inflation, PatchEmbed, inflate_kernel, patch_sizes
 from hilum.model.rope import Rotation, coordinates, coordinates_mm, draw_rescale, rotation
 from hilum.model.vit_block import Block
@@ -86,16 +87,14 @@ class ViT(nn.Module):
                 embed.reset(generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                _normal(module.weight, generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+                fresh_linear(module, generator)
             elif isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, Block):
                 module.scale_attention.fill_(self.config.layer_scale)
                 module.scale_mlp.fill_(self.config.layer_scale)
-        _normal(self.cls, generator)
-        _normal(self.registers, generator)
+        cut_normal(self.cls, generator)
+        cut_normal(self.registers, generator)
         self.mask_token.zero_()
 
     @torch.no_grad()
@@ -278,10 +277,6 @@ class ViT(nn.Module):
         x = self.norm(x) if norm else x
         prefix = self.config.prefix
         return ViTOutput(x[:, 0], x[:, 1:prefix], x[:, prefix:], grid)
-
-
-def _normal(parameter: torch.Tensor, generator: torch.Generator | None) -> None:
-    nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04, generator=generator)
 
 
 def _patch_mm(sizes: Sequence[int], spacing_mm: Sequence[float] | None) -> list[float]:
