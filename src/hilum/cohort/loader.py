@@ -16,7 +16,7 @@ from hilum.cohort.pipeline import letters_axis, zscore_slices
 from hilum.cohort.store import ScanRow, Store
 from hilum.cohort.store_chunks import Three
 from hilum.errors import RunError, UsageError
-from hilum.tensors import ScanCrop
+from hilum.tensors import ScanCrop, VoxelTensor
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Part:
     store: Store
     weight: float = 1.0
     keys: tuple[str, ...] | None = None
+
+    @property
+    def scans(self) -> tuple[str, ...]:
+        """Keys of every scan in it."""
+        return self.store.keys if self.keys is None else self.keys
 
 
 class Crop(NamedTuple):
@@ -82,7 +87,7 @@ class CropLoader(IterableDataset[Crop]):
         super().__init__()
         self.parts, self.shape_vox, self.seed, self.slices = tuple(parts), shape_vox, seed, slices
         self.start, self.stop, self.rank, self.ranks, self.block = start, stop, rank, ranks, block
-        self._keys = [part.store.keys if part.keys is None else part.keys for part in self.parts]
+        self._keys = [part.scans for part in self.parts]
         self._check()
         weights = np.array([part.weight for part in self.parts], dtype=np.float64)
         self._edges = np.cumsum(weights / weights.sum())
@@ -101,7 +106,7 @@ class CropLoader(IterableDataset[Crop]):
         flat = letters_axis(store.prep["axes"], "S") if self.slices else None
         size = [1 if axis == flat else n for axis, n in enumerate(self.shape_vox or row.shape)]
         start = [_start(rng, n, wanted) for n, wanted in zip(row.shape, size, strict=True)]
-        image = _image(store, row, start, size, flat)
+        image = stored_values(store, row, start, size, flat)
         image = image if flat is None else image.squeeze(flat)
         return Crop(image[None], row.key, part, k, torch.tensor(start))
 
@@ -162,7 +167,15 @@ def _start(rng: np.random.Generator, n: int, wanted: int) -> int:
     return int(rng.integers(n - wanted + 1)) if n >= wanted else -((wanted - n) // 2)
 
 
-def _image(store: Store, row: ScanRow, start: list[int], size: list[int], flat: int | None) -> torch.Tensor:
+def stored_values(
+    store: Store, row: ScanRow, start: Sequence[int], size: Sequence[int], flat: int | None = None
+) -> VoxelTensor:
+    """Values of a box of a scan, scaled as its preset says; beyond the scan its smallest value.
+
+    Args:
+        start: first voxel, negative before the scan. size: voxels. flat: axis across a single slice, which a
+            store scaled by slice needs.
+    """
     low = [max(0, s) for s in start]
     high = [min(n, s + wanted) for n, s, wanted in zip(row.shape, start, size, strict=True)]
     per_slice = store.prep["values"] == "zscore-slice" and flat is not None
@@ -181,7 +194,7 @@ def _image(store: Store, row: ScanRow, start: list[int], size: list[int], flat: 
         pad = float(values.min())
         inner = tuple(slice(s - b, h - b) for s, h, b in zip(low, high, box_low, strict=True))
         values = values[inner]
-    if list(values.shape) == size:
+    if tuple(values.shape) == tuple(size):
         return values.contiguous()
     out = torch.full(tuple(size), pad, dtype=torch.float32)
     out[tuple(slice(low[i] - start[i], high[i] - start[i]) for i in range(3))] = values

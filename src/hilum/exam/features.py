@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float32
 from torch.nn import functional as F
 
+from hilum.cohort.loader import stored_values
 from hilum.cohort.pipeline import letters_axis, zscore_slices
 from hilum.cohort.store import Store, read_store_file
 from hilum.cohort.store_chunks import Three
@@ -160,13 +161,9 @@ def centre_field(store: Store, key: str, field_vox: Three | None = None) -> Voxe
     """
     size = field_of(store, key) if field_vox is None else field_vox
     row = store.row(key)
-    shown = [min(n, wanted) for n, wanted in zip(row.shape, size, strict=True)]
-    low = [(n - k) // 2 for n, k in zip(row.shape, shown, strict=True)]
-    stored = store.read(key, (low[0], low[1], low[2]), (shown[0], shown[1], shown[2]))
-    field = np.full(size, row.pad, dtype=np.float32)
-    before = [(wanted - k) // 2 for wanted, k in zip(size, shown, strict=True)]
-    field[tuple(slice(b, b + k) for b, k in zip(before, shown, strict=True))] = stored
-    return torch.from_numpy(field * np.float32(row.slope) + np.float32(row.intercept))
+    # the larger of field and scan lies about the middle of the other
+    start = [(n - k) // 2 if n >= k else -((k - n) // 2) for n, k in zip(row.shape, size, strict=True)]
+    return stored_values(store, row, start, size)
 
 
 def field_of(store: Store, key: str) -> Three:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from hilum.cohort.loader import CropLoader, Part
+from hilum.cohort.pipeline import zscore_slices
 from hilum.cohort.store import Store
 from hilum.errors import UsageError
 from hilum.objective.masks import patch_mask, view_ratios
@@ -190,7 +191,7 @@ class StageStream(IterableDataset[StageSample]):
         recipe = self.recipe
         if recipe.slices is not None:
             sides = draw_sides(recipe.slices, generator_of(recipe.seed, "sides", step))
-            return slice_views(zscore(image), sides, recipe.slices, generator)
+            return slice_views(zscore_slices(image, 0), sides, recipe.slices, generator)
         assert recipe.volumes is not None, "checked when the recipe was read"
         return volume_views(image, recipe.volumes, generator)
 
@@ -218,12 +219,6 @@ def _over_hu(store: Store, key: str) -> tuple[float, float]:
     """value = HU · slope + intercept, however the store keeps it."""
     trace = json.loads(store.row(key).trace)
     return float(trace["slope"]), float(trace["intercept"])
-
-
-def zscore(image: ScanCrop) -> ScanCrop:
-    """By the picture's own mean and deviation; of one value: only centred."""
-    deviation = image.std(correction=0)
-    return (image - image.mean()) / torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
 
 def _must_be_scores(part: Part, recipe: StageRecipe) -> None:

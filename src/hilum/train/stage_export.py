@@ -81,7 +81,7 @@ def _tokenizer(start: Start) -> str | None:
 
 
 def _card(recipe: StageRecipe, parts: list[Part], step: int) -> dict[str, Any]:
-    scans = sum(len(part.keys if part.keys is not None else part.store.keys) for part in parts)
+    scans = sum(len(part.scans) for part in parts)
     what = "synthetic chest phantoms; no real patient" if recipe.synthetic else "chest CTs"
     return {
         "name": recipe.name,

@@ -31,7 +31,7 @@ def stage_plan(task: StageTask, ranks: int = 1) -> StagePlan:
     count = sum(group.count for group in groups)
     own = sum(p.numel() for p in student.vision.parameters())
     memory = memory_plan(student.vision.config, stage_views(recipe, ranks), others=max(0, count - own))
-    scans = sum(len(part.keys or part.store.keys) for part in task.parts)
+    scans = sum(len(part.scans) for part in task.parts)
     return StagePlan(count, scans, group_rows(groups, task.rates(recipe.rates.lr.rise)), memory)
 
 

@@ -71,7 +71,7 @@ def cohort_part(part: CohortPart, manifest: Manifest) -> Part:
     store = open_store(part.cohort / f"store-{part.prep}")
     apart = [split for split in part.apart if split in manifest.splits() and split != part.split]
     own = split_parts(manifest, store, [part.split, *apart], part.weight)[part.split]
-    if not own.keys:
+    if not own.scans:
         raise UsageError(
             "CONFIG_VALUE",
             "a stage has scans",
@@ -84,7 +84,7 @@ def cohort_part(part: CohortPart, manifest: Manifest) -> Part:
 
 def _texts(manifest: Manifest, part: Part, track: Track) -> dict[str, tuple[ScanText, str]]:
     """What every scan's report gives, with its patient; scans without a report are left out."""
-    wanted = set(part.keys or part.store.keys)
+    wanted = set(part.scans)
     reports = {
         row.record.key: (row.record.report(), row.record.patient)
         for row in manifest.rows()
