@@ -37,10 +37,6 @@ class Target(NamedTuple):
     summary: AnchorSummary | None
     grid: tuple[int, ...]
 
-    def rows(self, at: slice) -> Target:
-        """Of some of the scans, for micro-batches."""
-        return Target(self.patches[at], None if self.summary is None else self.summary[at], self.grid)
-
 
 class Distil(nn.Module):
     """See the module's docstring.

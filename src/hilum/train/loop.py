@@ -78,7 +78,7 @@ def train(
             if report and rank() == 0:
                 report(Progress(step, task.steps, losses, seconds))
             done = step + 1
-            if done in exports and export is not None:
+            if done in exports and done < task.steps and export is not None:
                 run.export(export, done)
             stopping = any_rank(stop.asked, device)
             if done % recipe.checkpoint_every == 0 or done == task.steps or stopping:

@@ -57,6 +57,7 @@ class StageTask:
         self.identity = json.dumps({**facts_of(recipe), "start": start.sha256, **stores_of(parts)})
         self._anchor: ViT | None = None
         self._others: list[Teacher] | None = None
+        self._standards: dict[str, torch.Tensor] | None = None
 
     def student(self) -> Student:
         """See `Task`. Seeds come from the recipe, so that every rank draws the same weights."""
@@ -65,7 +66,7 @@ class StageTask:
         student = Student(self.start.vision, self.recipe, copy.deepcopy(self.start.text), self._distil())
         self.start.fill(student)
         if student.distil is not None:
-            student.distil.fit(self._shown())
+            self._standardise(student.distil)
         if self.recipe.text is not None and self.recipe.text.frozen and student.text is not None:
             student.text.requires_grad_(False)
         return student
@@ -159,6 +160,14 @@ class StageTask:
             self._others = load_teachers(recipe, self.parts[0].store.prep)
         return Distil(self.start.vision.width, recipe, self._others)
 
+    def _standardise(self, distil: Distil) -> None:
+        """Estimated once: a twin under FSDP2 takes what the first one has."""
+        if self._standards is None:
+            distil.fit(self._shown())
+            self._standards = distil.standards.state_dict()
+        else:
+            distil.standards.load_state_dict(self._standards)
+
     def _shown(self) -> Iterator[Shown]:
         """This rank's share of the scans that the standardisation is estimated on."""
         assert self.recipe.distil is not None, "only a stage with other teachers asks"
@@ -228,7 +237,7 @@ def facts_of(recipe: StageRecipe) -> dict[str, Any]:
 
 def stores_of(parts: list[Part]) -> dict[str, Any]:
     """The scans that a run sees."""
-    keys = [sorted(part.keys if part.keys is not None else part.store.keys) for part in parts]
+    keys = [sorted(part.scans) for part in parts]
     sums = [
         [part.store.row(key).file_sha256 for key in of_part]
         for part, of_part in zip(parts, keys, strict=True)
