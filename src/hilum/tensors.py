@@ -230,3 +230,15 @@ TextQuery: TypeAlias = Float[Tensor, "W"]
 
 PooledText: TypeAlias = Float[Tensor, "B W"]
 """One vector per text, not normalised."""
+
+Tokens: TypeAlias = Float[Tensor, "B T E"]
+"""Channels of every token of a sequence."""
+
+StateTokens: TypeAlias = Float[Tensor, "B T N"]
+"""What every token writes to, or reads from, N states (`model.selective_scan`)."""
+
+StateDecays: TypeAlias = Float[Tensor, "E N"]
+"""How fast each state of each channel is forgotten: negative numbers."""
+
+ChannelValues: TypeAlias = Float[Tensor, "E"]
+"""A number per channel."""

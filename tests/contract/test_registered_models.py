@@ -10,6 +10,9 @@ from hilum.io.weights import load_weights, preset_data, preset_names, save_weigh
 from hilum.model.preset import NETWORKS, build, load_state, preset_from
 
 PARAMETERS = {
+    "exact-nano": 1_341_835,
+    "exact-ymamba": 87_206_443,
+    "exact-ymamba-tri": 87_719_083,
     "flexict-base": 143_999_424,
     "flexict-large": 383_212_800,
     "flexict-nano": 1_587_744,

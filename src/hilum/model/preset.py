@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from hilum.cohort.prep import Prep
+from hilum.cohort.prep_presets import Pipeline, pipeline
 from hilum.errors import WeightsError
 from hilum.model.cam import CamNet
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
+from hilum.model.ymamba import YMamba, YMambaConfig
 from hilum.model.ynet import YNet, YNetConfig
 from hilum.text.vocabulary import SLUGS
 
@@ -80,13 +82,75 @@ class BackbonePreset:
         return cls(data["name"], data["network"], ViTConfig(**_numbers(data["net"], ViTConfig)))
 
 
-NETWORKS: Mapping[str, type[Preset] | type[BackbonePreset]] = MappingProxyType(
-    {"ynet": Preset, "cam": Preset, "vit": BackbonePreset}
+@dataclass(frozen=True)
+class PoolVox:
+    """Voxels of a gated map whose mean is the scan's probability (EXACT §1.7, 1.8).
+
+    Args:
+        low, high: in training, of the maps at half and at full resolution. inference: of the full one.
+    """
+
+    low: int
+    high: int
+    inference: int
+
+
+@dataclass(frozen=True)
+class ExactPreset:
+    """One model of EXACT's kind: whole scans on a published grid, described.
+
+    Args:
+        network: ``ymamba``. net: its numbers. prep, convention: name of a `Pipeline`, and whose. pool_vox:
+            counts in voxels, since a squashed grid has no one size of voxel.
+    """
+
+    name: str
+    network: str
+    net: YMambaConfig
+    prep: str
+    convention: Literal["hilum", "paper"]
+    pool_vox: PoolVox
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ExactPreset:
+        """Checked against the fields that exist.
+
+        Raises:
+            WeightsError: `CONFIG_VALUE` for a network of another kind or a number that makes none,
+                `CONFIG_KEY` for an unknown or missing key. UsageError: `PRESET_UNKNOWN` for a preparation.
+        """
+        _known_network(data.get("network"), cls)
+        _same_keys(data, {f.name for f in fields(cls)}, "preset")
+        _same_keys(data["pool_vox"], {f.name for f in fields(PoolVox)}, "preset.pool_vox")
+        if data["convention"] not in ("hilum", "paper"):
+            raise WeightsError(
+                "CONFIG_VALUE", "preset.convention is known", expected="hilum, paper", got=data["convention"]
+            )
+        counts = data["pool_vox"]
+        if wrong := {
+            k: n for k, n in counts.items() if not isinstance(n, int) or isinstance(n, bool) or n < 1
+        }:
+            raise WeightsError("CONFIG_VALUE", "preset.pool_vox counts voxels", expected="from 1", got=wrong)
+        net = YMambaConfig(**_numbers(data["net"], YMambaConfig))
+        pipeline(data["prep"])
+        return cls(data["name"], data["network"], net, data["prep"], data["convention"], PoolVox(**counts))
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How a scan is prepared for it."""
+        return pipeline(self.prep, convention=self.convention)
+
+
+AnyPreset = Preset | BackbonePreset | ExactPreset
+AnyKind = type[Preset] | type[BackbonePreset] | type[ExactPreset]
+
+NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
+    {"ynet": Preset, "cam": Preset, "vit": BackbonePreset, "ymamba": ExactPreset}
 )
 """Every network that a preset can name, and how it is described."""
 
 
-def preset_from(data: Mapping[str, Any]) -> Preset | BackbonePreset:
+def preset_from(data: Mapping[str, Any]) -> AnyPreset:
     """A preset of whichever kind its network needs.
 
     Raises:
@@ -97,7 +161,7 @@ def preset_from(data: Mapping[str, Any]) -> Preset | BackbonePreset:
     return NETWORKS[data["network"]].from_dict(data)
 
 
-def _known_network(name: object, kind: type[Preset] | type[BackbonePreset] | None) -> None:
+def _known_network(name: object, kind: AnyKind | None) -> None:
     known = [n for n, k in NETWORKS.items() if kind in (None, k)]
     if name not in known:
         raise WeightsError("CONFIG_VALUE", "preset.network is known", expected=", ".join(known), got=name)
@@ -107,7 +171,9 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def _numbers(data: Mapping[str, Any], kind: type[YNetConfig] | type[ViTConfig]) -> dict[str, Any]:
+def _numbers(
+    data: Mapping[str, Any], kind: type[YNetConfig] | type[ViTConfig] | type[YMambaConfig]
+) -> dict[str, Any]:
     """A network's numbers under names that its configuration has."""
     known = sorted(f.name for f in fields(kind))
     if wrong := sorted(set(data) - set(known)):
@@ -132,8 +198,15 @@ def build_backbone(preset: BackbonePreset) -> ViT:
     return ViT(preset.net)
 
 
-def build(preset: Preset | BackbonePreset) -> YNet | CamNet | ViT:
+def build_exact(preset: ExactPreset) -> YMamba:
+    """The preset's network with fresh weights."""
+    return YMamba(preset.net)
+
+
+def build(preset: AnyPreset) -> YNet | CamNet | ViT | YMamba:
     """Whichever the preset describes."""
+    if isinstance(preset, ExactPreset):
+        return build_exact(preset)
     return build_network(preset) if isinstance(preset, Preset) else build_backbone(preset)
 
 
