@@ -92,7 +92,7 @@ def test_markup_nests_and_ids_resolve(page: Page) -> None:
     assert pointed and pointed <= set(ids)
     spots = data_of(page)["spots"]
     picks = [attrs["data-finding"] for attrs in page.all("button") if "data-finding" in attrs]
-    assert picks.count("lung_nodule") == 2 and set(picks) <= set(spots)  # in the table and in the report
+    assert picks.count("lung_nodule") == 3 and set(picks) <= set(spots)  # table, findings, impression
     assert {f"pane-{plane}" for plane in PLANES} <= set(ids)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from readshow_standin import NODULE_MM, Standin, chest, points_of, straight_grid
 
 import hilum
 from hilum.errors import HeaderError, RunError, SeriesError
 from hilum.geometry import Geometry
+from hilum.read import narrate
 from hilum.read.organs_file import read_organs
 from hilum.read.reading import FindingReading, Reading, schema
+from hilum.read.report_rules import report_rules
 from hilum.read.schema import schema_text
 from hilum.read.totalsegmentator import NAME_OF
 from hilum.text.vocabulary import SLUGS
@@ -109,31 +113,52 @@ def test_report_sentences_point_at_their_evidence(reading: Reading) -> None:
     assert where is not None and evidence.peak_mm_ras == where.peak_mm_ras
     assert f"slice index {where.slice_index}" in sentence.text
     assert reading.report.sentences[-1].text == reading.notice
-    negative = next(s for s in reading.report.sentences if s.negated and "emphysema" in s.text)
-    assert {e.finding for e in negative.evidence} >= {"emphysema", "consolidation"}
+    negative = [s for s in reading.report.sentences if s.kind == "absence" and s.text.startswith("Lungs")]
+    assert {e.finding for s in negative for e in s.evidence} >= {"emphysema", "consolidation"}
 
 
 def test_what_was_not_seen_is_not_called_normal(reading: Reading) -> None:
     airways = next(s for s in reading.report.sentences if s.text.startswith("Airways"))
-    assert "not seen" in airways.text and not airways.negated
+    assert "not seen" in airways.text and airways.kind == "remark"
 
 
-def test_certainty_hedges_the_sentence(volume: CTVolume) -> None:
+def nodule_text(volume: CTVolume, model: Standin) -> str:
+    report = hilum.read(volume, model=model).report
+    return next(s.text for s in report.sentences if s.finding == "lung_nodule")
+
+
+def test_calibrated_certainty_hedges_the_sentence(volume: CTVolume, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in's nodule has 0.9."""
+    model = Standin(calibrated=True)
+    assert nodule_text(volume, model).startswith("Lung nodule")
+    rules = report_rules()
+    for plain, probable, said in ((0.95, 0.5, "Probable lung nodule"), (0.99, 0.95, "Possible lung nodule")):
+        monkeypatch.setattr(
+            narrate, "report_rules", lambda p=plain, q=probable: replace(rules, plain=p, probable=q)
+        )
+        assert nodule_text(volume, model).startswith(said)
+
+
+def test_what_is_not_calibrated_is_not_graded(volume: CTVolume) -> None:
     model = Standin()
-    texts = []
-    for threshold in (0.5, 0.82, 0.89):
-        model.thresholds["lung_nodule"] = threshold
-        report = hilum.read(volume, model=model).report
-        texts.append(next(s.text for s in report.sentences if s.finding == "lung_nodule"))
-    assert texts[0].startswith("Lung nodule")
-    assert texts[1].startswith("Probable lung nodule")
-    assert texts[2].startswith("Possible lung nodule")
+    model.thresholds["lung_nodule"] = 0.89
+    report = hilum.read(volume, model=model).report
+    assert nodule_text(volume, model).startswith("Lung nodule")
+    assert "not calibrated" in report.text and "robable" not in report.text
 
 
 def test_german_report(volume: CTVolume) -> None:
     text = hilum.read(volume, model=Standin(), language="de").report.text
-    assert "Lungenrundherd, mittleres Drittel der linken Lunge" in text
+    assert "Lungenrundherd im mittleren Drittel der linken Lunge" in text
     assert "Kein Medizinprodukt" in text
+
+
+def test_a_reading_whose_report_says_more_is_refused(reading: Reading) -> None:
+    body = json.loads(reading.to_json())
+    sentence = next(s for s in body["report"]["sentences"] if s["kind"] == "finding")
+    sentence["evidence"][0]["volume_ml"] += 1.0
+    with pytest.raises(ValidationError, match="rests on what no finding says"):
+        Reading.model_validate(body)
 
 
 def test_json_validates_and_comes_back(reading: Reading) -> None:

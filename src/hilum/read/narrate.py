@@ -1,25 +1,34 @@
-"""A short report, English or German. Every sentence about a finding carries its evidence; nothing unseen is
-called normal."""
+"""From a reading to a report, English or German: technique, findings, impression.
+
+Every sentence about a finding carries its evidence and says what the evidence holds (`read.sentences` refuses
+any other); nothing unseen is called normal; nothing is graded by certainty that is not calibrated. The rules
+are data (`report_rules.toml`).
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
-from hilum.read.reading import Coverage, Evidence, FindingReading, OrganReading, Report, Sentence
-from hilum.read.words import LOBES_DE, ORGANS, WORDS, Words
+from hilum.read.found import FindingReading
+from hilum.read.reading import Coverage, OrganReading
+from hilum.read.report_rules import ReportRules, report_rules
+from hilum.read.sentences import (
+    ONE_HEART,
+    Denial,
+    Evidence,
+    Remark,
+    Report,
+    Section,
+    Statement,
+    evidence_of,
+)
+from hilum.read.words import ORGANS, WORDS, Words
 from hilum.text.vocabulary import FINDINGS, INDEX, ORGAN_CHANNELS
 
 Language = Literal["en", "de"]
+Told = list[Remark | Statement | Denial]
 
-SEEN_ML = {
-    "lung": 100.0,
-    "airways": 5.0,
-    "pleura": 30.0,
-    "mediastinum": 40.0,
-    "heart": 80.0,
-    "oesophagus": 2.0,
-}
-"""An organ smaller than this was not seen, and nothing about it is called normal."""
 SIZED = {"lung_nodule", "lymphadenopathy", "hiatal_hernia"}
 """Findings a reader wants in mm rather than ml."""
 
@@ -36,21 +45,98 @@ def narrate(
     Args:
         notice: the last sentence, in English; said in the report's language where that is known.
     """
-    words = WORDS[language]
-    sentences = [Sentence(text=words.technique)]
-    if not coverage.complete:
-        sentences.append(Sentence(text=_coverage(coverage, words)))
-    present = sorted((f for f in findings if f.present), key=lambda f: -f.probability)
-    sentences += [_present(f, words) for f in present] or [Sentence(text=words.nothing)]
-    sentences += [s for organ in ORGAN_CHANNELS if (s := _absent(organ, findings, organs, coverage, words))]
-    sentences.append(Sentence(text=words.notices.get(notice, notice)))
-    return Report(language=language, sentences=sentences)
+    teller = _Teller(findings, {o.name: o.volume_ml for o in organs}, coverage, WORDS[language])
+    told = teller.technique() + teller.findings() + teller.impression()
+    closing = Remark(section="notice", text=WORDS[language].notices.get(notice, notice))
+    return Report(language=language, sentences=[*told, closing])
 
 
-def certainty(finding: FindingReading) -> int:
-    """2 plain, 1 probable, 0 possible: where the probability lies between its threshold and 1."""
-    margin = (finding.probability - finding.threshold) / max(1.0 - finding.threshold, 1e-6)
-    return 2 if margin >= 0.66 else 1 if margin >= 0.33 else 0
+class _Teller:
+    """One report in the making."""
+
+    def __init__(
+        self,
+        findings: list[FindingReading],
+        organ_ml: dict[str, float],
+        coverage: Coverage,
+        words: Words,
+    ) -> None:
+        self.all, self.organ_ml, self.coverage, self.words = findings, organ_ml, coverage, words
+        self.rules: ReportRules = report_rules()
+        self.present = sorted((f for f in findings if f.present), key=self.rules.rank)
+
+    def technique(self) -> Told:
+        """What was read by whom, and how its probabilities are to be taken."""
+        calibrated = all(f.calibrated for f in self.all)
+        texts = [self.words.technique, self.words.graded if calibrated else self.words.ungraded]
+        return [Remark(section="technique", text=text) for text in texts]
+
+    def findings(self) -> Told:
+        """What is there, organ by organ; then what was looked for and is not."""
+        told: Told = []
+        if not self.coverage.complete:
+            told.append(Remark(section="findings", text=_coverage(self.coverage, self.words)))
+        told += [statement(f, self.organ_ml, self.words, "findings") for f in self.present]
+        if not self.present:
+            told.append(Remark(section="findings", text=self.words.nothing))
+        return told + [s for organ in ORGAN_CHANNELS for s in self._absent(organ)]
+
+    def impression(self) -> Told:
+        """The most important findings, the most certain first (`report_rules.toml`)."""
+        if not self.present:
+            return [Remark(section="impression", text=self.words.nothing)]
+        chosen = [f for f in self.present if self.rules.concludes(f)]
+        most = self.rules.most - (len(self.present) > min(len(chosen), self.rules.most))
+        told: Told = [statement(f, self.organ_ml, self.words, "impression") for f in chosen[:most]]
+        left = len(self.present) - len(told)
+        if left:
+            text = self.words.further[0 if left == 1 else 1].format(n=left)
+            told.append(Remark(section="impression", text=text))
+        return told
+
+    def _absent(self, organ: str) -> Told:
+        of_organ = [f for f in self.all if f.organ == organ]
+        absent = [f for f in of_organ if not f.present]
+        judged = [f for f in absent if self.rules.judged(f, self.organ_ml)]
+        told: Told = []
+        if len(judged) < len(absent) and not self.rules.seen(organ, self.organ_ml):
+            text = self.words.unseen if len(absent) == len(of_organ) else self.words.unseen_rest
+            told.append(
+                Remark(section="findings", text=text.format(organ=ORGANS[organ][self.words.language]))
+            )
+        return told + [self._denial(organ, group) for group in _groups(judged, self.rules.together)]
+
+    def _denial(self, organ: str, absent: list[FindingReading]) -> Denial:
+        language = self.words.language
+        names = [_inside_sentence(finding_name(f.slug, language), language) for f in absent]
+        listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + self.words.or_ + names[-1]
+        scope = "" if self.coverage.complete else self.words.scanned_part
+        text = self.words.no_sign.format(organ=ORGANS[organ][language], scope=scope, names=listed)
+        return Denial(text=text, evidence=[evidence_of(f, self.organ_ml) for f in absent])
+
+
+def statement(
+    finding: FindingReading,
+    organ_ml: dict[str, float],
+    words: Words,
+    section: Literal["findings", "impression"],
+) -> Statement:
+    """The sentence about a present finding; in the impression without the way to its image."""
+    evidence, certainty = evidence_of(finding, organ_ml), report_rules().certainty(finding)
+    name, hedge = finding_name(finding.slug, words.language), words.hedges.get(certainty, "")
+    head = hedge + (_inside_sentence(name, words.language) if hedge else name)
+    place = words.place(evidence.side, evidence.lobe, finding.organ)
+    parts = [f"{head} {place}" if place else head, size_text(finding, words)]
+    if (evidence.pieces or 0) > 1:
+        parts.append(words.pieces.format(n=evidence.pieces))
+    image = image_text(finding, words)
+    if evidence.pieces is None:
+        parts.append(words.unplaced if image else words.no_place)
+    text = ", ".join(p for p in parts if p)
+    text += f" ({image})." if image and section == "findings" else "."
+    return Statement(
+        section=section, text=text, finding=finding.slug, certainty=certainty, evidence=[evidence]
+    )
 
 
 def finding_name(slug: str, language: str) -> str:
@@ -60,26 +146,18 @@ def finding_name(slug: str, language: str) -> str:
 
 
 def place_text(finding: FindingReading, words: Words) -> str:
-    """Side and lobe, e.g. ``upper third of the right lung`` or ``on the left``; empty when there is nothing
-    to say."""
+    """Side and lobe for a table, e.g. ``upper third of the right lung``; empty when there is nothing to
+    say."""
     where = finding.where
-    if where is None:
+    if where is None or not where.above_threshold or finding.slug in ONE_HEART:
         return ""
-    if where.side == "both" and finding.organ == "lung":
-        return words.both_lungs
-    if where.lobe_estimate is not None:
-        return (
-            LOBES_DE.get(where.lobe_estimate, where.lobe_estimate)
-            if words.language == "de"
-            else where.lobe_estimate
-        )
-    return words.sides.get(where.side or "", "")
+    return words.place_name(where.side, where.lobe_estimate, finding.organ)
 
 
 def size_text(finding: FindingReading, words: Words) -> str:
     """Volume or extent, rounded to what a 3 mm grid can tell."""
     where = finding.where
-    if where is None or not where.above_threshold or finding.volume_ml is None:
+    if where is None or not where.above_threshold or finding.volume_ml is None or finding.slug in ONE_HEART:
         return ""
     if finding.slug in SIZED:
         return words.about_mm.format(mm=f"{where.extent_mm:.0f}")
@@ -99,52 +177,11 @@ def image_text(finding: FindingReading, words: Words) -> str:
     return words.slice_index.format(index=where.slice_index)
 
 
-def _present(finding: FindingReading, words: Words) -> Sentence:
-    name = finding_name(finding.slug, words.language)
-    hedge = words.hedges[certainty(finding)]
-    name = _inside_sentence(name, words.language) if hedge else name
-    place = place_text(finding, words)
-    parts = [hedge + name + (f"{words.place_joint}{place}" if place else ""), size_text(finding, words)]
-    if finding.where is not None and finding.where.pieces > 1:
-        parts.append(words.pieces.format(n=finding.where.pieces))
-    if finding.where is not None and not finding.where.above_threshold:
-        parts.append(words.unplaced)
-    image = image_text(finding, words)
-    text = ", ".join(p for p in parts if p) + (f" ({image})." if image else ".")
-    return Sentence(text=text, finding=finding.slug, evidence=[evidence_of(finding)])
-
-
-def evidence_of(finding: FindingReading) -> Evidence:
-    """What a sentence about this finding rests on."""
-    where = finding.where
-    if where is None:
-        return Evidence(finding=finding.slug, probability=finding.probability)
-    return Evidence(
-        finding=finding.slug,
-        probability=finding.probability,
-        peak_mm_ras=where.peak_mm_ras,
-        slice_index=where.slice_index,
-        image_number=None if where.image is None else where.image.instance_number,
-        map=finding.map,
-    )
-
-
-def _absent(
-    organ: str, findings: list[FindingReading], organs: list[OrganReading], coverage: Coverage, words: Words
-) -> Sentence | None:
-    absent = [f for f in findings if f.organ == organ and not f.present]
-    if not absent:
-        return None
-    label = ORGANS[organ][words.language]
-    volume_ml = next((o.volume_ml for o in organs if o.name == organ), 0.0)
-    if volume_ml < SEEN_ML.get(organ, 0.0):
-        return Sentence(text=words.unseen.format(organ=label))
-    names = [finding_name(f.slug, words.language) for f in absent]
-    names = [_inside_sentence(n, words.language) for n in names]
-    listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + words.or_ + names[-1]
-    scope = words.scanned_part if organ in ("lung", "pleura", "airways") and not coverage.complete else ""
-    text = words.no_sign.format(organ=label, scope=scope, names=listed)
-    return Sentence(text=text, negated=True, evidence=[evidence_of(f) for f in absent])
+def _groups(findings: list[FindingReading], most: int) -> list[list[FindingReading]]:
+    """In pieces of nearly equal length, none longer than `most`."""
+    count = -(-len(findings) // most)
+    edges = [round(i * len(findings) / count) for i in range(count + 1)] if count else []
+    return [findings[a:b] for a, b in pairwise(edges)]
 
 
 def _inside_sentence(name: str, language: str) -> str:
@@ -156,3 +193,6 @@ def _coverage(coverage: Coverage, words: Words) -> str:
     if coverage.cut_top or coverage.cut_bottom:
         return words.partial.format(percent=f"{coverage.fraction * 100:.0f}")
     return words.narrow
+
+
+__all__ = ["SIZED", "Evidence", "Section", "finding_name", "narrate", "place_text", "statement"]

@@ -11,7 +11,7 @@ import cc3d
 import numpy as np
 
 from hilum.geometry import LPS_FROM_RAS, Geometry
-from hilum.read.reading import ImageRef, PointMm, Side, SliceAxis, Where
+from hilum.read.found import ImageRef, PointMm, Side, SliceAxis, Where
 from hilum.read.sides import Frame
 from hilum.types import MaskVolume, OtherPointsMm, PointsMm, ProbabilityMap
 from hilum.volume import CTVolume

@@ -1,4 +1,4 @@
-"""`Reading`: what Hilum says about one scan. Its JSON is `reading.json`, version 1.0, schema in
+"""`Reading`: what Hilum says about one scan. Its JSON is `reading.json`, version 1.1, schema in
 `docs/reading.schema.json`.
 
 Points are mm, RAS+ unless a name says LPS. No field holds a patient's name, number, date or a path of the
@@ -13,27 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 
+from hilum.read.found import FindingReading, Probability, Record, SliceAxis
+from hilum.read.sentences import Report, evidence_of
 from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
 
-VERSION = "1.0"
+VERSION = "1.1"
 NOTICE = "Research software. Model trained on synthetic phantoms. Not a medical device."
 """Stands on every output of a model that never saw a patient."""
 NOTICE_OTHER = "Research software. Not a medical device."
 
-PointMm = tuple[float, float, float]
-SliceAxis = Literal[0, 1, 2]
-Side = Literal["right", "left", "both", "midline"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Record(BaseModel):
-    """Frozen, and closed: an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Grid(Record):
@@ -75,8 +67,8 @@ class Scan(Record):
     series_uid: str | None = None
     series_number: int | None = None
     images: int = 0
-    info: dict[str, str] = {}
-    checks: list[Check] = []
+    info: dict[str, str] = Field(default={})
+    checks: list[Check] = Field(default=[])
 
 
 class Model(Record):
@@ -87,74 +79,6 @@ class Model(Record):
     trained_on: str
     synthetic: bool
     calibrated: bool
-
-
-class ImageRef(Record):
-    """The stored DICOM image nearest to a point."""
-
-    series_uid: str | None
-    series_number: int | None
-    instance_number: int | None
-    sop_uid: str
-
-
-class Where(Record):
-    """Where a finding is. Centroid and box are those of the piece that holds the map's peak.
-
-    Args:
-        box_mm_ras: (low corner, high corner) of the piece, voxel edges included. Same for LPS.
-        peak_voxel: voxel of the peak on the input's own array, 0-based.
-        slice_index: its index on `scan.grid.slice_axis`, 0-based.
-        image: for DICOM, the stored image nearest to the peak.
-        lobe_estimate: lobe, or third of the lung where no lobes were given (`lobe_basis` says which).
-        pieces: connected pieces above the threshold. extent_mm: longest edge of the box.
-        above_threshold: False when no voxel of the map reaches its threshold; then only the peak means
-        anything.
-    """
-
-    peak_mm_ras: PointMm
-    peak_mm_lps: PointMm
-    centroid_mm_ras: PointMm
-    centroid_mm_lps: PointMm
-    box_mm_ras: tuple[PointMm, PointMm]
-    box_mm_lps: tuple[PointMm, PointMm]
-    extent_mm: float
-    peak_voxel: tuple[int, int, int]
-    slice_index: int
-    image: ImageRef | None
-    side: Side | None
-    lobe_estimate: str | None
-    lobe_basis: Literal["lobe masks", "lung height"] | None
-    pieces: int
-    above_threshold: bool
-
-    @property
-    def z_mm(self) -> float:
-        """Height of the peak, mm (superior positive, the same in RAS and LPS)."""
-        return self.peak_mm_ras[2]
-
-
-class FindingReading(Record):
-    """One of the 18 findings.
-
-    Args:
-        threshold: scan probability from which it counts as present. map_threshold: voxel probability of
-        `volume_ml`.
-        volume_ml: voxels of the map above its threshold, on the model's grid; None when not present.
-        where: None when not present. map: file of its map inside the output folder, None when not written.
-    """
-
-    slug: str
-    name: str
-    probability: Probability
-    threshold: Probability
-    map_threshold: Probability
-    calibrated: bool
-    present: bool
-    organ: str
-    volume_ml: float | None = None
-    where: Where | None = None
-    map: str | None = None
 
 
 class OrganReading(Record):
@@ -187,40 +111,7 @@ class Coverage(Record):
     cut_bottom: bool
     cut_sides: bool
     complete: bool
-    notes: list[str] = []
-
-
-class Evidence(Record):
-    """What a sentence rests on."""
-
-    finding: str
-    probability: Probability
-    peak_mm_ras: PointMm | None = None
-    slice_index: int | None = None
-    image_number: int | None = None
-    map: str | None = None
-
-
-class Sentence(Record):
-    """One sentence of the report. `finding` is a slug, or None for a sentence about the scan or the
-    software."""
-
-    text: str
-    finding: str | None = None
-    negated: bool = False
-    evidence: list[Evidence] = []
-
-
-class Report(Record):
-    """A short report; sentences in order."""
-
-    language: Literal["en", "de"]
-    sentences: list[Sentence]
-
-    @property
-    def text(self) -> str:
-        """As plain text, one sentence a line."""
-        return "\n".join(s.text for s in self.sentences) + "\n"
+    notes: list[str] = Field(default=[])
 
 
 class Receipt(Record):
@@ -233,9 +124,9 @@ class Receipt(Record):
     mode: str
     prep: dict[str, Any]
     organs_sha256: str | None = None
-    notes: list[str] = []
+    notes: list[str] = Field(default=[])
     versions: dict[str, str]
-    outputs: dict[str, str] = {}
+    outputs: dict[str, str] = Field(default={})
     use: str = NOTICE
 
 
@@ -259,7 +150,7 @@ class Reading(Record):
     """What was found in one scan, how sure, and where. `print(reading.report.text)`,
     `reading.save("out")`."""
 
-    version: Literal["1.0"] = "1.0"
+    version: Literal["1.1"] = "1.1"
     notice: str = NOTICE
     scan: Scan
     model: Model
@@ -269,6 +160,16 @@ class Reading(Record):
     report: Report
     receipt: Receipt
     _material: Material | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _says_what_was_found(self) -> Reading:
+        """No sentence rests on evidence that is not that of a finding here."""
+        organ_ml = {o.name: o.volume_ml for o in self.organs}
+        known = {f.slug: evidence_of(f, organ_ml) for f in self.findings}
+        for evidence in (e for s in self.report.sentences for e in s.evidence):
+            if evidence != known.get(evidence.finding):
+                raise ValueError(f"a sentence about {evidence.finding} rests on what no finding says")
+        return self
 
     @property
     def present(self) -> list[FindingReading]:
@@ -295,7 +196,8 @@ class Reading(Record):
         """A reading from `reading.json`; maps stay in their files.
 
         Raises:
-            pydantic.ValidationError: not a reading of version 1.0.
+            pydantic.ValidationError: not a reading of version 1.1, or a report that its findings do not
+                bear out.
         """
         return cls.model_validate_json(text)
 

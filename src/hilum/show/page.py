@@ -14,8 +14,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 
-from hilum.read.narrate import SIZED, certainty, finding_name, place_text
+from hilum.read.narrate import SIZED, finding_name, place_text
 from hilum.read.reading import FindingReading, Reading
+from hilum.read.report_rules import report_rules
+from hilum.read.sentences import HEADINGS, ONE_HEART, SECTIONS
 from hilum.read.words import ORGANS, WORDS, Words
 from hilum.show.album import CENTRE, Album
 from hilum.show.cuts import PLANES
@@ -59,6 +61,7 @@ def render(reading: Reading, album: Album) -> str:
         start=_start(data, first),
         last=len(data["slices"]) - 1,
         spots=set(album.spots),
+        sections=[(HEADINGS[language][name], reading.report.of(name)) for name in SECTIONS],
     )
 
 
@@ -90,7 +93,7 @@ def _ordered(reading: Reading) -> list[FindingReading]:
 def _row(finding: FindingReading, language: str, album: Album) -> dict[str, Any]:
     words = WORDS[language]
     where = finding.where
-    hedge = words.hedges[certainty(finding)].strip() if finding.present else ""
+    hedge = words.hedges.get(report_rules().certainty(finding), "").strip() if finding.present else ""
     return {
         "slug": finding.slug,
         "name": finding_name(finding.slug, language),
@@ -111,7 +114,7 @@ def _row(finding: FindingReading, language: str, album: Album) -> dict[str, Any]
 
 def _size(finding: FindingReading, words: Words) -> str:
     where = finding.where
-    if where is None or not where.above_threshold or finding.volume_ml is None:
+    if where is None or not where.above_threshold or finding.volume_ml is None or finding.slug in ONE_HEART:
         return ""
     if finding.slug in SIZED:
         return f"{where.extent_mm:.0f} mm"

@@ -20,7 +20,7 @@ from hilum.io.atomic import atomic_folder, atomic_write
 from hilum.io.hashing import sha256_of
 from hilum.io.nifti import write_nifti
 from hilum.read.maps import on_source
-from hilum.read.reading import FindingReading, Material, Reading, Report
+from hilum.read.reading import FindingReading, Material, Reading
 from hilum.show.album import Album
 from hilum.show.page import render
 from hilum.show.scaled_nifti import write_probability
@@ -116,9 +116,11 @@ def _with_files(reading: Reading, files: dict[str, str]) -> Reading:
         s.model_copy(
             update={"evidence": [e.model_copy(update={"map": files.get(e.finding)}) for e in s.evidence]}
         )
+        if s.evidence
+        else s
         for s in reading.report.sentences
     ]
-    report = Report(language=reading.report.language, sentences=sentences)
+    report = reading.report.model_copy(update={"sentences": sentences})
     return reading.model_copy(update={"findings": [known(f) for f in reading.findings], "report": report})
 
 

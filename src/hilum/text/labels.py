@@ -139,10 +139,23 @@ def _found(part: Part) -> Iterator[_Found]:
     sections = sections_of(part.text)
     if len(sections) == 1 and not sections[0].kind:
         sections = [Section(part.kind, 0, 0, len(part.text))]
+    by_language = []
     for lexicon in lexicons_for(lowered):
+        found = []
         for span, told, mentions in _statements(part.text, lowered, lexicon, sections):
             section = _section_at(sections, span[0])
-            yield from (_Found(mention, span, section, told, part) for mention in mentions)
+            found += [_Found(mention, span, section, told, part) for mention in mentions]
+        by_language.append(found)
+    for found in by_language:
+        others = [f.mention for other in by_language if other is not found for f in other]
+        yield from (f for f in found if not any(_overheard(f.mention, other) for other in others))
+
+
+def _overheard(mention: Mention, other: Mention) -> bool:
+    """True when the rules of one language take as said what another's see in doubt or denied: both know the
+    finding in "Possible emphysema", one the doubt."""
+    meets = mention.start < other.end and other.start < mention.end
+    return mention.status == "said" != other.status and mention.slug == other.slug and meets
 
 
 def lexicons_for(lowered: str) -> list[Lexicon]:
