@@ -166,6 +166,7 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + LABEL_NAMES refuse Label names are a table of number to name.
 + LABEL_VALUES refuse Labels are whole numbers; a finding is 1, 0 or not known.
 + LABEL_DUPLICATE refuse A label file says one thing about a scan.
++ REPORT_UNMATCHED refuse Reports and their truth name the same scans.
 + ORGANS_EMPTY refuse An organ file holds organs of the chest.
 + MASK_MISSING refuse A mask that the work needs is given.
 + NO_MATERIAL refuse Only a fresh reading can be saved.

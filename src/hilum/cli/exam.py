@@ -1,4 +1,4 @@
-"""`hilum exam MODEL --suite phantom|samples|frozen`."""
+"""`hilum exam MODEL --suite phantom|samples|frozen`, `hilum exam --suite report`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EXAM_SEED = 9_000_000
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
     "--suite",
-    type=click.Choice(["phantom", "samples", "frozen"]),
+    type=click.Choice(["phantom", "samples", "frozen", "report"]),
     required=True,
     help="Which frozen protocol.",
 )
@@ -52,6 +52,17 @@ EXAM_SEED = 9_000_000
     help="frozen: of the encoders' matrix products.",
 )
 @click.option(
+    "--reports",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="report: table of written reports, VolumeName and text columns.",
+)
+@click.option(
+    "--truth",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="report: table of the same scans, 18 label columns, reference reports, or both.",
+)
+@click.option("--radgraph", is_flag=True, help="report: RadGraph too, if library and weights are installed.")
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=None,
@@ -70,14 +81,27 @@ def exam(
     patch: int | None,
     device: str,
     precision: str,
+    reports: Path | None,
+    truth: Path | None,
+    radgraph: bool,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Every number we publish: a model on a frozen suite, baseline in the same run.
 
     phantom and samples examine one model that reads scans. frozen probes the features of encoders, any number
-    of them on the same scans (docs/exam-frozen.md).
+    of them on the same scans (docs/exam-frozen.md). report needs no model, but --reports and --truth
+    (docs/report.md).
     """
+    if suite == "report":
+        from hilum.cli.exam_reports import run_reports
+
+        if models or reports is None or truth is None:
+            raise click.UsageError("--suite report needs --reports and --truth, and no model")
+        _tell(run_reports(reports, truth, with_radgraph=radgraph, quiet=as_json), out, as_json)
+        return
+    if not models:
+        raise click.UsageError(f"--suite {suite} needs a MODEL")
     if suite == "frozen":
         from hilum.cli.exam_frozen import run_frozen
 
@@ -104,6 +128,11 @@ def exam(
         if choose:
             _choose(names, workers)
         result = _phantoms(names, cases, workers)
+    _tell(result, out, as_json)
+
+
+def _tell(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
+    """Prints the tables; writes them as JSON where `--out` says."""
     text = json.dumps(result, indent=2)
     if out:
         from hilum.io.atomic import atomic_write
