@@ -60,6 +60,36 @@ ScanScores: TypeAlias = Float[Tensor, "B D"]
 OrganTruth: TypeAlias = Float[Tensor, "B O *voxels"]
 """How much of each voxel really is in each organ, 0..1. A mask is the case of nothing but 0 and 1."""
 
+ChannelLosses: TypeAlias = Float[Tensor, "B O"]
+"""A loss per scan and organ channel."""
+
+KnownChannels: TypeAlias = Bool[Tensor, "B O"]
+"""Which organ channels somebody has outlined."""
+
+OrganProbabilities: TypeAlias = Float[Tensor, "B O X Y Z"]
+"""How sure a network is of each organ in each voxel."""
+
+OrganGates: TypeAlias = Float[Tensor, "B O X Y Z"]
+"""How far each organ lets evidence through, 0..1."""
+
+FindingGates: TypeAlias = Float[Tensor, "B D U V W"]
+"""The same per finding, at either resolution."""
+
+FindingMapsTensor: TypeAlias = Float[Tensor, "B D U V W"]
+"""Anomaly probabilities per finding."""
+
+VoxelCounts: TypeAlias = Int64[Tensor, "B D"]
+"""Voxels that are averaged into each scan probability."""
+
+OrganCounts: TypeAlias = Int64[Tensor, "B O"]
+"""Voxels per scan and organ."""
+
+ScanVolumes: TypeAlias = Float[Tensor, "B"]
+"""Volume of a voxel of each scan, ml."""
+
+PackedOrgans: TypeAlias = Shaped[Tensor, "B X Y Z"]
+"""Organ masks as bits (`cohort.organ_bits`)."""
+
 Scalar: TypeAlias = Float[Tensor, ""]
 """A loss, a scale: one number."""
 

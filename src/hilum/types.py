@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int64, Integer, UInt8
+from jaxtyping import Bool, Float32, Float64, Int16, Int64, Integer, UInt8
 
 VolumeHU: TypeAlias = Float32[np.ndarray, "X Y Z"]
 """HU of every voxel; air -1000, water 0."""
@@ -25,6 +25,9 @@ MaskVolume: TypeAlias = Bool[np.ndarray, "X Y Z"]
 
 LabelVolume: TypeAlias = UInt8[np.ndarray, "X Y Z"]
 """One organ index per voxel; 0 is background."""
+
+PackedMasks: TypeAlias = Int16[np.ndarray, "U V W"]
+"""Several masks on a model's grid, bit o of a voxel is mask o."""
 
 ProbabilityMap: TypeAlias = Float32[np.ndarray, "X Y Z"]
 """Per-voxel probability in [0, 1]."""

@@ -11,6 +11,7 @@ import click
 from hilum.cli.common import echo_json, json_option, plain, progress
 
 if TYPE_CHECKING:
+    from hilum.cohort.mask_sources import MaskSource
     from hilum.cohort.prepare import Prepared, PrepareOptions
 
 PARTIAL = 4
@@ -33,6 +34,11 @@ SHOWN = 20
     type=click.Choice(["hilum", "paper"]),
     help="The preset as Hilum means it, or exactly as the published code does it.",
 )
+@click.option(
+    "--masks", metavar="SOURCE",
+    help="With --prep, masks beside the scans: own (the data set's regions), findings (what it outlines of "
+    "findings), totalsegmentator[:FOLDER], model[:NAME].",
+)  # fmt: skip
 @click.option("--verify", is_flag=True, help="Check that what stands in ROOT is what was written; no --out.")
 @click.option("--source", metavar="NAME", help="The data set; found by its layout when not given.")
 @click.option(
@@ -99,27 +105,44 @@ def prepare(
         root, out = chosen.pop("root"), chosen.pop("out")
     if out is None:
         raise click.UsageError("Missing option '--out' (or --verify).")
-    from hilum.cli.prepare_store import fill_store, store_folder
+    from hilum.cli.prepare_store import mask_source
     from hilum.cohort.prepare import prepare as run
 
     options, prep = _options(chosen), chosen["prep"]
     if prep is not None:
         _check_preset(prep, chosen["convention"])
+    elif chosen["masks"]:
+        raise click.UsageError("--masks needs --prep: masks lie on a preset's grid.")
+    masks = mask_source(chosen["masks"]) if chosen["masks"] else None
     with progress("Judging scans", quiet=as_json) as advance:
         prepared = run(root, out, options, progress=lambda done, total: advance(1))
-    store = None
-    if prep is not None:
-        folder = store_folder(out, prep, chosen["convention"])
-        with progress("Preparing scans", quiet=as_json):
-            store = fill_store(
-                prepared.manifest, folder, prep, chosen["convention"], options.mode, options.workers,
-                chosen["where"], options.wait_s,
-            )  # fmt: skip
+    stores = [] if prep is None else _fill(prepared, out, options, chosen, masks, quiet=as_json)
     if as_json:
-        echo_json(prepared.as_dict() | {"out": str(out), "store": store})
+        told = dict(zip(("store", "masks"), [*stores, None, None], strict=False))
+        echo_json(prepared.as_dict() | {"out": str(out)} | told)
     else:
-        _show(prepared, store, out)
-    return PARTIAL if prepared.refusals or prepared.leaks or (store and store["refused"]) else 0
+        _show(prepared, stores, out)
+    refused = any(store["refused"] for store in stores)
+    return PARTIAL if prepared.refusals or prepared.leaks or refused else 0
+
+
+def _fill(
+    prepared: Prepared, out: Path, options: PrepareOptions, chosen: Mapping[str, Any],
+    masks: MaskSource | None, *, quiet: bool,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The store of the scans, and that of their masks."""
+    from hilum.cli.prepare_store import fill_masks, fill_store, masks_folder, store_folder
+
+    prep, convention = chosen["prep"], chosen["convention"]
+    folder = store_folder(out, prep, convention)
+    work = (options.mode, options.workers, chosen["where"], options.wait_s)
+    with progress("Preparing scans", quiet=quiet):
+        stores = [fill_store(prepared.manifest, folder, prep, convention, *work)]
+    if masks is not None:
+        beside = masks_folder(folder, chosen["masks"])
+        with progress("Preparing masks", quiet=quiet):
+            stores.append(fill_masks(prepared.manifest, beside, prep, convention, masks, *work))
+    return stores
 
 
 def _check_preset(name: str, convention: Any) -> None:
@@ -174,7 +197,7 @@ def _options(chosen: Mapping[str, Any]) -> PrepareOptions:
     )
 
 
-def _show(prepared: Prepared, store: dict[str, Any] | None, out: Path) -> None:
+def _show(prepared: Prepared, stores: list[dict[str, Any]], out: Path) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=False)
@@ -196,8 +219,11 @@ def _show(prepared: Prepared, store: dict[str, Any] | None, out: Path) -> None:
         console.print(f"[bold red]{plain(one.left)} and {plain(one.right)} share scans[/bold red]")
         rows = [[leak.kind, leak.left, leak.right, leak.what] for leak in one.leaks]
         show_rows(console, ("by", plain(one.left), plain(one.right), "what"), rows, out / "leaks.csv")
-    if store is not None:
-        console.print(f"{store['made']} scans prepared, {store['kept']} kept: {plain(store['root'])}")
+    for store in stores:
+        without = f", {store['without']} scans without masks" if "without" in store else ""
+        console.print(
+            f"{store['made']} scans prepared, {store['kept']} kept{without}: {plain(store['root'])}"
+        )
         if store["refused"]:
             rows = [[r["key"], str(r.get("code")), str(r.get("rule"))] for r in store["refused"]]
             show_rows(console, ("refused", "code", "why"), rows, Path(store["root"]) / "refused.json")

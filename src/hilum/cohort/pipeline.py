@@ -7,7 +7,7 @@ rotated, so that every interpolation is separable. What will be cropped away is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -77,6 +77,18 @@ class PipelineTrace:
         }
 
 
+@runtime_checkable
+class StoredTrace(Protocol):
+    """What a store says of where its values lie and how they came there."""
+
+    @property
+    def grid(self) -> Geometry:
+        """Of the values."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON types only; ``prep`` are the settings of the store."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """What a store keeps of a scan: ``value = values * slope + intercept`` (zscore-slice: then per slice)."""
@@ -84,7 +96,7 @@ class Stored:
     values: np.ndarray
     slope: float
     intercept: float
-    trace: PipelineTrace
+    trace: StoredTrace
 
 
 def letters_map(letters: str, shape: tuple[int, int, int]) -> AxisMap:
@@ -153,6 +165,18 @@ def _prepared(pipeline: Pipeline, volume: CTVolume) -> tuple[GridTensor, Pipelin
     scan, grid = _fitted(pipeline, scan, grid)
     steps.append({"step": "crop or pad", "fit": pipeline.fit, "shape": list(grid.shape)})
     return scan, PipelineTrace(volume.geometry, grid, pipeline, slope, intercept, tuple(steps))
+
+
+def grid_of(pipeline: Pipeline, source: Geometry) -> Geometry:
+    """The grid that a scan on `source` (RAS+ axes) is prepared to; no preset asks the values for it."""
+    axes = letters_map(pipeline.axes, source.shape)
+    grid = _geometry(source, _grid_axes(pipeline, source, axes))
+    second = _second_axes(pipeline, grid, axes)
+    if second is not None:
+        grid = _geometry(grid, second)
+    grid = letters_map(pipeline.axes, grid.shape).geometry(grid)
+    spans = _fit_spans(pipeline, grid.shape)
+    return subgrid(grid, np.array([low for low, _ in spans]), np.ones(3), np.array([n for _, n in spans]))
 
 
 def _grid_axes(pipeline: Pipeline, source: Geometry, axes: AxisMap) -> tuple[Axis, Axis, Axis]:
@@ -257,8 +281,17 @@ def _second(
     pipeline: Pipeline, scan: VoxelTensor, grid: Geometry, axes: AxisMap, steps: list[dict[str, Any]]
 ) -> tuple[GridTensor, Geometry]:
     """The squash, or the coarser grid, where the preset has one."""
-    if pipeline.squash_vox is None and pipeline.coarser_mm is None:
+    taken = _second_axes(pipeline, grid, axes)
+    if taken is None:
         return scan, grid
+    out = _smoothed(scan, taken) if pipeline.coarser_mm is not None else trilinear(scan.numpy(), taken)
+    smaller = _geometry(grid, taken)
+    steps.append({"step": "resample", "spacing_mm": list(smaller.spacing_mm)})
+    return out, smaller
+
+
+def _second_axes(pipeline: Pipeline, grid: Geometry, axes: AxisMap) -> tuple[Axis, Axis, Axis] | None:
+    """The second grid in voxels of the first, per RAS axis; None where there is none."""
     found = []
     for ras, (n_in, spacing) in enumerate(zip(grid.shape, grid.spacing_mm, strict=True)):
         at = axes.order.index(ras)
@@ -267,11 +300,7 @@ def _second(
             found.append(Axis((n_in / n - 1) / 2, n_in / n, n))
         elif pipeline.coarser_mm is not None:
             found.append(axis_between(n_in, spacing, pipeline.coarser_mm[at], "centre", False))
-    taken = (found[0], found[1], found[2])
-    out = _smoothed(scan, taken) if pipeline.coarser_mm is not None else trilinear(scan.numpy(), taken)
-    smaller = _geometry(grid, taken)
-    steps.append({"step": "resample", "spacing_mm": list(smaller.spacing_mm)})
-    return out, smaller
+    return (found[0], found[1], found[2]) if found else None
 
 
 def _scale(pipeline: Pipeline, scan: GridTensor) -> tuple[float, float]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from hilum.cohort.prep_presets import Pipeline, pipeline
+from hilum.cohort.prep_presets import Codec, Pipeline, pipeline
 from hilum.cohort.store import (
     FORMAT,
     INDEX_FILE,
@@ -33,6 +33,10 @@ from hilum.io.atomic import atomic_write
 from hilum.io.hashing import sha256_of
 from hilum.io.limits import Answers, Mode
 from hilum.io.lock import output_lock
+
+if TYPE_CHECKING:
+    from hilum.cohort.pipeline import Stored
+    from hilum.volume import CTVolume
 
 Where = Literal["here", "processes", "ray"]
 
@@ -52,6 +56,21 @@ class StoreJob:
     answers: Answers = Answers()  # noqa: RUF009  frozen
     mode: Mode = "repair"
     sha256: str | None = None
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """What makes a store's arrays of a scan, if not a `Pipeline` its values; goes to worker processes."""
+
+    @property
+    def codec(self) -> Codec:
+        """Of the store's chunks."""
+
+    def facts(self) -> dict[str, Any]:
+        """Every setting (JSON types only)."""
+
+    def to_store(self, volume: CTVolume, job: StoreJob) -> Stored:
+        """What is kept of a scan."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +95,7 @@ class StoreSummary:
 def prepare_store(
     jobs: Iterable[StoreJob],
     root: str | Path,
-    prep: str | Pipeline,
+    prep: str | Pipeline | Maker,
     *,
     workers: int = 1,
     where: Where = "processes",
@@ -88,7 +107,7 @@ def prepare_store(
     Args:
         jobs: the whole content of the store; scans of an earlier run that are not among them are removed.
         root: the store's folder, made if its parent exists. On a cluster: on a file system that all see.
-        prep: a preset's name or a pipeline.
+        prep: a preset's name, a pipeline, or what makes arrays of another kind.
         workers: processes (or Ray tasks) at a time. where: ``here`` in this process, ``processes``, ``ray``.
         wait_s: how long another writer is waited for.
         on_outcome: called once per job, in no fixed order.
@@ -128,7 +147,7 @@ def prepare_store(
     return StoreSummary(folder, len(rows) - kept, kept, tuple(refused))
 
 
-def make_scan(job: StoreJob, folder: Path, prep: Pipeline) -> ScanRow | Outcome:
+def make_scan(job: StoreJob, folder: Path, prep: Pipeline | Maker) -> ScanRow | Outcome:
     """Reads, prepares and writes one scan; what can be said against it comes back as a refusal."""
     try:
         with _one_thread():
@@ -158,7 +177,7 @@ def _by_key(jobs: Iterable[StoreJob]) -> dict[str, StoreJob]:
     return {key: found[key] for key in sorted(found)}
 
 
-def _begin(folder: Path, prep: Pipeline) -> None:
+def _begin(folder: Path, prep: Pipeline | Maker) -> None:
     """Checks that the store is of this preparation, and marks a new one as not yet finished."""
     for left in (*folder.glob(".hilum-*.tmp"), *(folder / SCANS).glob(".hilum-*.tmp")):
         left.unlink(missing_ok=True)
@@ -182,7 +201,7 @@ def _begin(folder: Path, prep: Pipeline) -> None:
         )
 
 
-def _kept(folder: Path, job: StoreJob, prep: Pipeline) -> ScanRow | None:
+def _kept(folder: Path, job: StoreJob, prep: Pipeline | Maker) -> ScanRow | None:
     """The row of a scan that is there, whole, and of the same input and preparation."""
     name = folder / SCANS / file_id(job.key)
     try:
@@ -199,13 +218,13 @@ def _kept(folder: Path, job: StoreJob, prep: Pipeline) -> ScanRow | None:
         return None
 
 
-def _make(job: StoreJob, folder: Path, prep: Pipeline) -> ScanRow:
+def _make(job: StoreJob, folder: Path, prep: Pipeline | Maker) -> ScanRow:
     from hilum.cohort.pipeline import to_store
     from hilum.cohort.store_chunks import encode
     from hilum.io.open import open_volume
 
     volume = open_volume(job.path, mode=job.mode, answers=job.answers)
-    stored = to_store(prep, volume)
+    stored = to_store(prep, volume) if isinstance(prep, Pipeline) else prep.to_store(volume, job)
     frame, table = encode(stored.values, prep.codec)
     if not all(math.isfinite(x) for x in (stored.slope, stored.intercept)):
         raise RunError("OUTPUT_NONFINITE", "values are finite", got=(stored.slope, stored.intercept))
@@ -234,7 +253,7 @@ def _make(job: StoreJob, folder: Path, prep: Pipeline) -> ScanRow:
 
 
 def _results(
-    jobs: list[StoreJob], folder: Path, prep: Pipeline, workers: int, where: Where
+    jobs: list[StoreJob], folder: Path, prep: Pipeline | Maker, workers: int, where: Where
 ) -> Iterator[ScanRow | Outcome]:
     if where == "here":
         yield from (make_scan(job, folder, prep) for job in jobs)
@@ -247,7 +266,7 @@ def _results(
         raise UsageError("OPTION_UNKNOWN", "a place to work", expected="here | processes | ray", got=where)
 
 
-def _finish(folder: Path, prep: Pipeline, rows: list[ScanRow], refused: list[Outcome]) -> None:
+def _finish(folder: Path, prep: Pipeline | Maker, rows: list[ScanRow], refused: list[Outcome]) -> None:
     """Index, refusals, then the store's own file; only then are files removed that it does not name."""
     index = _parquet(rows)
     said = [{"key": outcome.key, "error": outcome.error} for outcome in refused]

@@ -6,24 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64
-from scipy.stats import rankdata
+from jaxtyping import Float64
 
-Scores = Float[np.ndarray, "N"]
-Truth = Bool[np.ndarray, "N"]
+from hilum.objective.roc import auroc, youden
+
+__all__ = ["MAP_THRESHOLDS", "auroc", "bootstrap", "dice", "dice_curve", "nanmean", "youden"]
 
 MAP_THRESHOLDS = 1 / (1 + np.exp(-np.linspace(-7.0, 4.0, 56)))
 """Voxel thresholds that are tried on validation data, from 0.001 to 0.98."""
-
-
-def auroc(scores: Scores, truth: Truth) -> float:
-    """Area under the ROC curve, ties counted half; NaN when only one class is present."""
-    positives = int(truth.sum())
-    negatives = truth.size - positives
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    ranks = rankdata(scores)
-    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -40,17 +30,6 @@ def dice_curve(scores: np.ndarray, truth: np.ndarray) -> Float64[np.ndarray, "T"
     above = everywhere[::-1].cumsum()[::-1][1:]
     hits = inside[::-1].cumsum()[::-1][1:]
     return 2.0 * hits / np.maximum(1, above + int(truth.sum()))
-
-
-def youden(scores: Scores, truth: Truth) -> float:
-    """Threshold with the largest sensitivity + specificity; 0.5 when only one class is present."""
-    if truth.all() or not truth.any():
-        return 0.5
-    values = np.unique(scores)
-    cuts = np.concatenate([[values[0]], (values[1:] + values[:-1]) / 2])
-    sensitivity = np.array([(scores[truth] >= c).mean() for c in cuts])
-    specificity = np.array([(scores[~truth] < c).mean() for c in cuts])
-    return float(cuts[int((sensitivity + specificity).argmax())])
 
 
 def bootstrap(

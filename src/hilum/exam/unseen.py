@@ -16,6 +16,9 @@ def seen_phantoms(card: Mapping[str, Any]) -> list[str]:
         card: as `hilum.train.run.fresh_card` writes it.
     """
     data = (card.get("recipe") or {}).get("data")
+    if isinstance(data, list):
+        # a model of cohorts names its phantoms; whoever has none is no phantom
+        return list(card.get("phantoms", ()))
     if not data:
         return []
     # a card may be older than a key: what it lacks has its default

@@ -12,7 +12,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from hilum.tensors import OrganLogits, OrganTruth
+from hilum.tensors import ChannelLosses, OrganLogits, OrganTruth
 
 
 def tversky_focal(
@@ -27,6 +27,28 @@ def tversky_focal(
 ) -> torch.Tensor:
     """Scalar loss. `false_positive` and `false_negative` are Tversky's weights (the paper's are the
     defaults)."""
+    return tversky_focal_each(
+        logits,
+        truth,
+        false_positive=false_positive,
+        false_negative=false_negative,
+        focal_alpha=focal_alpha,
+        focal_gamma=focal_gamma,
+        smooth=smooth,
+    ).mean()
+
+
+def tversky_focal_each(
+    logits: OrganLogits,
+    truth: OrganTruth,
+    *,
+    false_positive: float = 0.3,
+    false_negative: float = 0.7,
+    focal_alpha: float = 0.9,
+    focal_gamma: float = 2.0,
+    smooth: float = 1.0,
+) -> ChannelLosses:
+    """The same of every channel of every scan, for those who leave some out."""
     target = truth.to(logits.dtype)
     prob = torch.sigmoid(logits)
     axes = tuple(range(2, logits.dim()))
@@ -37,10 +59,10 @@ def tversky_focal(
     wrong = (target - prob).abs()
     weight = target * (2 * focal_alpha - 1) + (1 - focal_alpha)
     focal = (weight * wrong.pow(focal_gamma) * entropy).mean(axes)
-    return (0.7 * (1 - tversky) + 0.3 * focal).mean()
+    return 0.7 * (1 - tversky) + 0.3 * focal
 
 
-def segmentation_weight(progress: float) -> float:
+def segmentation_weight(progress: float, start: float = 2.0, floor: float = 0.5) -> float:
     """Weight of the organ loss at `progress` in [0, 1] of the training: 2 at the start, 0.5 from about
     0.14 on."""
-    return max(2.0 * math.exp(-10.0 * progress), 0.5)
+    return max(start * math.exp(-10.0 * progress), floor)

@@ -184,7 +184,8 @@ def _decays(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if isinstance(owner, NORMS) or (isinstance(owner, ViT) and name in TOKENS):
         return False
     # one axis: biases, scales, temperatures and norms of other people's making. Shapes of DTensors are whole
-    return parameter.dim() > 1 and name != "bias"
+    # a logarithm of decay rates (Mamba) is pulled towards no rate in particular
+    return parameter.dim() > 1 and name != "bias" and not name.endswith("_log")
 
 
 def _blocks_above(owner: str, backbones: Mapping[str, ViT]) -> int:

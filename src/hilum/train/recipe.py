@@ -146,16 +146,29 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> RunRecipe:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError("CONFIG_FILE", "a recipe is a readable TOML file", got=error, path=path) from None
     # a stage needs torch, which a recipe of phantoms and its tests need not wait for
-    from hilum.train.stage_recipe import StageRecipe, beside_recipe
+    from hilum.train.stage_recipe import beside_recipe
 
     beside_recipe(data, path.parent)
     for text in overrides:
         _override(data, text)
-    kind = StageRecipe if str(data.get("method", "")).startswith("flexict") else Recipe
+    kind = kind_of(str(data.get("method", "")))
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         raise _explain(error, kind, path) from None
+
+
+def kind_of(method: str) -> type[RunRecipe]:
+    """Which recipe a method has."""
+    if method == "exact":
+        from hilum.train.exact_recipe import ExactRecipe
+
+        return ExactRecipe
+    if method.startswith("flexict"):
+        from hilum.train.stage_recipe import StageRecipe
+
+        return StageRecipe
+    return Recipe
 
 
 def _override(data: dict, text: str) -> None:

@@ -193,7 +193,7 @@ def _record(root: Path, path: Path, tables: Tables) -> ScanRecord:
         study=f"{parts['patient']}_{parts['scan']}",
         series=parts["recon"],
         split=SPLITS[parts["split"]],
-        labels={f.slug: tri_state(labels.get(f.name)) for f in FINDINGS} if labels else {},
+        labels=labels_in(labels),
         text={section: said(report.get(column)) for column, section in SECTION_OF.items()} if report else {},
         masks=tuple(_masks(root, name)),
         answers=answers,
@@ -201,6 +201,11 @@ def _record(root: Path, path: Path, tables: Tables) -> ScanRecord:
         broken=broken,
         notes=("listed as no chest",) if name in tables.no_chest else (),
     )
+
+
+def labels_in(row: Row) -> dict[str, int | None]:
+    """Tri-state labels of a row of the table of labels; none for an empty one."""
+    return {f.slug: tri_state(row.get(f.name)) for f in FINDINGS} if row else {}
 
 
 def _masks(root: Path, name: str) -> Iterator[MaskRef]:

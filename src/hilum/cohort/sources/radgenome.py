@@ -4,6 +4,8 @@
 underscore); `{train,valid}_region_mask/seg_<volume>/<region>.nii.gz`, `*anatomy_mask*/seg_<volume>/...`;
 `radgenome_files/{train,validation}_region_report.csv` (Volumename, Anatomy, Sentence).
 
+Labels are CT-RATE's: `multi_abnormality_labels/{train,valid}_predicted_labels.csv`, copied or linked beside.
+
 The volumes' affine is the identity and wrong: the voxels are 3 mm high. Their axes are those of the published
 preprocessing (LPS, then x and y turned round), which is RAS. People are CT-RATE's and have its keys.
 
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from hilum.cohort.records import MaskRef, ScanRecord, Sentence
 from hilum.cohort.sources.base import Source, SourceOptions, any_file, masks_in, stem, volumes
-from hilum.cohort.sources.ct_rate import NAME, SPLITS, TABLES, base_of
+from hilum.cohort.sources.ct_rate import NAME, SPLITS, TABLES, Tables, base_of, labels_in
 from hilum.io.confine import relative_to
 from hilum.io.limits import Answers, Placement
 from hilum.io.table import read_table, said
@@ -33,6 +35,8 @@ def _detect(root: Path) -> bool:
 def _records(root: Path, options: SourceOptions) -> Iterator[ScanRecord]:
     base = base_of(root)
     for split in SPLITS:
+        # CT-RATE's, where its table lies beside: RadGenome has none
+        labels = Tables(base, split).labels
         sentences = _sentences(base / "radgenome_files" / f"{TABLES[split]}_region_report.csv")
         for path in volumes(base / f"{split}_preprocessed", "*/*/*.nii.gz"):
             parts = NAME.fullmatch(stem(path))
@@ -46,6 +50,7 @@ def _records(root: Path, options: SourceOptions) -> Iterator[ScanRecord]:
                     study=f"{parts['patient']}_{parts['scan']}",
                     series=parts["recon"],
                     split=SPLITS[split],
+                    labels=labels_in(labels.get(stem(path), {})),
                     masks=masks,
                     sentences=tuple(
                         Sentence(place, text, f"region/{place}" if f"region/{place}" in known else "")
