@@ -315,7 +315,7 @@ def test_an_organ_file_regates_a_model_that_opens_its_maps(tmp_path: Path, volum
             out.ungated = out.maps.copy()
             return out
 
-        def pool(self, maps: np.ndarray) -> np.ndarray:
+        def pool(self, maps: np.ndarray, grid: object = None) -> np.ndarray:
             return maps.reshape(18, -1).max(axis=1)
 
         def calibrate(self, pooled: np.ndarray) -> np.ndarray:

@@ -66,8 +66,8 @@ class Reader(Protocol):
 class Pooling(Protocol):
     """A reader whose scan probabilities can be computed again from maps."""
 
-    def pool(self, maps: Any) -> np.ndarray:
-        """Gated maps [18, U, V, W] -> uncalibrated probabilities [18]."""
+    def pool(self, maps: Any, grid: Geometry | None = None) -> np.ndarray:
+        """Gated maps [18, U, V, W] on `grid` -> uncalibrated probabilities [18]."""
         ...
 
     def calibrate(self, pooled: Any) -> np.ndarray:

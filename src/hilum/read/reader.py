@@ -115,13 +115,13 @@ def _gated(
     if organs is not None:
         masks = read_organs(organs, volume, masks)
         open_maps = getattr(output, "ungated", None)
-        for i, organs_of in enumerate(GATES):
+        for i, organs_of in enumerate(getattr(model, "gates", GATES)):
             channels = [ORGAN_CHANNELS[organ] for organ in organs_of]
             if any(masks.source[channel] != "model" for channel in channels):
                 values = maps[i] if open_maps is None else finite(open_maps[i], "the anomaly maps")
                 maps[i] = values * np.logical_or.reduce([masks.masks[channel] for channel in channels])
         if open_maps is not None and isinstance(model, Pooling):
-            probabilities = np.asarray(model.calibrate(model.pool(maps)), dtype=np.float64)
+            probabilities = np.asarray(model.calibrate(model.pool(maps, output.grid)), dtype=np.float64)
     maps *= field
     return masks, maps, probabilities
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ class ExactBatch:
 
     def to(self, device: torch.device) -> ExactBatch:
         """The same with its tensors there."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if torch.is_tensor(value)}
+        moved: dict[str, Any] = {n: v.to(device) for n, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
 
     def parts(self, scans: int | None) -> list[ExactBatch]:

@@ -4,6 +4,7 @@ parameters are trained."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import nn
@@ -67,7 +68,9 @@ def adapt(network: nn.Module, how: str, rank: int, outputs: Iterable[int]) -> No
     if how == "lora":
         for module in list(network.modules()):
             if module not in heads and _projects(module):
-                parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+                parametrize.register_parametrization(
+                    module, "weight", LowRank(cast(torch.Tensor, module.weight), rank)
+                )
 
 
 def merge(network: nn.Module) -> nn.Module:
@@ -92,4 +95,4 @@ def _projects(module: nn.Module) -> bool:
 
 
 def _width(module: nn.Module) -> int:
-    return int(module.out_channels if isinstance(module, nn.Conv3d) else module.out_features)
+    return module.out_channels if isinstance(module, nn.Conv3d) else cast(nn.Linear, module).out_features

@@ -64,7 +64,9 @@ class ExactTask:
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""
-        groups = adamw_groups(parameter_groups(model, GroupRecipe(layer_decay=1.0, patch_factor=1.0)))
+        groups = adamw_groups(
+            parameter_groups(model, GroupRecipe.model_validate({"layer_decay": 1.0, "patch_factor": 1.0}))
+        )
         if not self.recipe.decay_all:
             return groups
         return [{**group, "decays": True} for group in groups]

@@ -187,7 +187,7 @@ def _override(data: dict, text: str) -> None:
 def _explain(error: ValidationError, kind: type[BaseModel], path: Path) -> UsageError:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
+    if first["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         return UsageError(
             "CONFIG_VALUE", f"recipe key {where}: {first['msg']}", got=repr(first.get("input")), path=path
         )
