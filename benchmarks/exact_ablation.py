@@ -5,8 +5,8 @@
 
 PREPARED is what `hilum prepare --prep PRESET --masks SOURCE` left. Every run starts from the same weights and
 sees the same scans in the same order; what is different is one key of the recipe. Each is judged on the split
-that no run saw, by macro AUROC with a 95 % interval over patients, and by the paired difference to the base on
-the same draws. Results go to JSON and, beside it, Markdown; a second call goes on where the first stopped
+that no run saw, by macro AUROC with a 95 % interval over patients, and by the paired difference to the base
+on the same draws. Results go to JSON and, beside it, Markdown; a second call goes on where the first stopped
 (`--runs` keeps the folders).
 """
 
