@@ -29,7 +29,8 @@ from hilum.read.scan_model import ScanModel
 from hilum.text.vocabulary import SLUGS
 from hilum.train.exact_data import ExactScans
 from hilum.train.exact_recipe import ExactRecipe
-from hilum.train.exact_run import run_exact, scans_of
+from hilum.train.exact_run import run_exact
+from hilum.train.exact_scans import scans_of
 from hilum.train.exact_valid import scan_probabilities
 from hilum.train.recipe import load_recipe
 

@@ -90,6 +90,15 @@ ScanVolumes: TypeAlias = Float[Tensor, "B"]
 PackedOrgans: TypeAlias = Shaped[Tensor, "B X Y Z"]
 """Organ masks as bits (`cohort.organ_bits`)."""
 
+MapFeatures: TypeAlias = Float[Tensor, "B D C P Q R"]
+"""What an encoder says of the map of each finding."""
+
+ScanLogits: TypeAlias = Float[Tensor, "B D"]
+"""A logit per scan and finding."""
+
+MaskLogits: TypeAlias = Float[Tensor, "B 1 X Y Z"]
+"""A logit per voxel."""
+
 Scalar: TypeAlias = Float[Tensor, ""]
 """A loss, a scale: one number."""
 

@@ -21,7 +21,7 @@ from hilum.model.ynet import YNetOutput
 from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.exact_data import ExactScans
 from hilum.train.exact_recipe import ExactRecipe
-from hilum.train.exact_task import ExactTask
+from hilum.train.exact_run import ExactRun
 
 PREP = Pipeline("tiny", axes="SRA", spacing_mm=(15.0, 20.0, 16.0), anchor="extent", values="unit",
                 squash_vox=(16, 16, 16))  # fmt: skip
@@ -64,17 +64,17 @@ class Thresholds:
         return {"lung": lung, "heart": soft, "global": lung | soft}
 
 
-def tiny_stores(folder: Path, scans: int = 4) -> tuple[Path, Path]:
+def tiny_stores(folder: Path, scans: int = 4, prep: Pipeline = PREP) -> tuple[Path, Path]:
     """A store, and its masks; `scan3` has none."""
     jobs = [StoreJob(f"scan{i}", str(p)) for i, p in enumerate(write_scans(folder / "scans", scans))]
-    prepare_store(jobs, folder / "store", PREP, where="here")
+    prepare_store(jobs, folder / "store", prep, where="here")
     source = Thresholds()
     masked = [
         MaskJob(job.key, job.path, record=ScanRecord(job.key, job.path, job.key), root=str(folder))
         for job in jobs
         if source.has(ScanRecord(job.key, "", ""))
     ]
-    prepare_store(masked, folder / "masks", MaskPreparation(PREP, source), where="here")
+    prepare_store(masked, folder / "masks", MaskPreparation(prep, source), where="here")
     return folder / "store", folder / "masks"
 
 
@@ -104,8 +104,8 @@ def tiny_network() -> TinyDense:
     return TinyDense()
 
 
-def tiny_task(scans: ExactScans, recipe: ExactRecipe) -> ExactTask:
-    return ExactTask(recipe, scans, tiny_network())
+def tiny_task(scans: ExactScans, recipe: ExactRecipe) -> ExactRun:
+    return ExactRun(recipe, scans, tiny_network())
 
 
 def mixed_shapes(scans: ExactScans, folder: Path) -> ExactScans:

@@ -19,8 +19,9 @@ from hilum.read.scan_dense import DenseWay, placed, replaced
 from hilum.text.vocabulary import ORGAN_CHANNELS, SLUGS
 from hilum.train.ema import Average
 from hilum.train.exact_data import ExactStream, mean_organs, varied
+from hilum.train.exact_keep import keeper
 from hilum.train.exact_recipe import ExactAugment
-from hilum.train.exact_run import Keeper, parted
+from hilum.train.exact_scans import parted
 from hilum.train.exact_student import ExactStudent, adapt, merge
 from hilum.train.exact_task import OUTPUTS, learning_rate, steps_of
 from hilum.train.exact_valid import Record, choose
@@ -115,6 +116,17 @@ def test_the_papers_convention_is_below_what_a_recipe_says():
         tiny_recipe(adapt="head")
 
 
+def test_the_recipes_of_adaptation_are_read():
+    classify, segment = (load_recipe(RECIPES / f"exact-{name}.toml") for name in ("classify", "seg"))
+    assert (
+        classify.keep_features and classify.start == segment.start == RECIPES.parent / "runs" / "exact-nano"
+    )
+    with pytest.raises(UsageError, match="no start"):
+        load_recipe(RECIPES / "exact-seg.toml", ("transfer=none",))
+    with pytest.raises(UsageError, match="features are kept"):
+        load_recipe(RECIPES / "exact-classify.toml", ("augment.noise=0.1",))
+
+
 @pytest.mark.parametrize("name", ["exact-nano", "exact-ymamba"])
 def test_the_recipes_are_read(name):
     recipe = load_recipe(RECIPES / f"{name}.toml")
@@ -147,14 +159,14 @@ def test_choices_are_youdens_and_unknown_labels_do_not_count():
 def run(scans, out, recipe, chosen=None, stop=None):
     """A run into `out`; with `stop` it is asked to end there."""
     task = tiny_task(scans, recipe)
-    keeper = Keeper(task, chosen, out)
     out.mkdir(exist_ok=True)
+    keep = keeper(task, chosen, out)
 
     def report(state):
         if stop is not None and state.step == stop:
             raise KeyboardInterrupt
 
-    return train(task, out, exports=(2,), export=keeper, report=report)
+    return train(task, out, exports=(2,), export=keep, report=report)
 
 
 def test_a_run_that_stopped_goes_on_bit_for_bit_and_keeps_the_best(scans, tmp_path):
@@ -170,7 +182,7 @@ def test_a_run_that_stopped_goes_on_bit_for_bit_and_keeps_the_best(scans, tmp_pa
     best = max(told, key=lambda row: (row["macro_auroc"], -row["step"]))
     assert card["steps"] == best["step"] == card["validation"]["step"]
     assert set(card["thresholds"]) == set(SLUGS) == set(card["map_thresholds"])
-    assert card["synthetic"] and "3 with organ masks" in card["trained_on"] and len(card["phantoms"]) == 4
+    assert card["synthetic"] and "3 with masks" in card["trained_on"] and len(card["phantoms"]) == 4
     assert DenseRule.from_facts(card["rule"]) == recipe.rule and Pipeline.from_facts(card["prep"]) == PREP
 
 

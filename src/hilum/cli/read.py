@@ -24,6 +24,9 @@ STEPS = ("open", "load model", "run model", "place", "write organs", "write maps
 @click.option("--model", default="phantom-small", show_default=True, help="Model that reads.")
 @click.option("--language", type=click.Choice(["en", "de"]), default="en", help="Of the report and page.")
 @click.option("--all-maps", is_flag=True, help="Write the maps of all 18 findings, not only those present.")
+@click.option(
+    "--aamaps", is_flag=True, help="Write the model's maps on its own grid too, named as EXACT's are."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
 @json_option
 @input_options
@@ -34,6 +37,7 @@ def read(
     model: str,
     language: Any,
     all_maps: bool,
+    aamaps: bool,
     overwrite: bool,
     as_json: bool,
     mode: Any,
@@ -53,7 +57,7 @@ def read(
         reading = read_scan(
             path, model=model, organs=organs, mode=mode, answers=answers, language=language, progress=tell
         )
-        save(reading, folder, overwrite=overwrite, all_maps=all_maps, progress=tell)
+        save(reading, folder, overwrite=overwrite, all_maps=all_maps, aamaps=aamaps, progress=tell)
     if as_json:
         echo_json(_as_dict(reading, folder))
     else:

@@ -14,7 +14,7 @@ from hilum.cli.common import counted_bars
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from hilum.train.exact_recipe import ExactRecipe
+    from hilum.train.exact_recipe import DenseRecipe
     from hilum.train.loop import Progress
     from hilum.train.recipe import Recipe
     from hilum.train.stage_recipe import StageRecipe
@@ -40,7 +40,7 @@ def train(
     On several processes: torchrun --nproc-per-node N -m hilum train RECIPE. SIGTERM ends the step, saves and
     exits with 4; the same command goes on there.
     """
-    from hilum.train.exact_recipe import ExactRecipe
+    from hilum.train.exact_recipe import DenseRecipe
     from hilum.train.recipe import load_recipe
     from hilum.train.stage_recipe import StageRecipe
 
@@ -49,8 +49,8 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     if isinstance(recipe, StageRecipe):
         _train_stage(recipe, folder, dry_run=dry_run, first=first)
-    elif isinstance(recipe, ExactRecipe):
-        _train_exact(recipe, folder, dry_run=dry_run, first=first)
+    elif isinstance(recipe, DenseRecipe):
+        _train_dense(recipe, folder, dry_run=dry_run, first=first)
     else:
         store = cache or Path(os.environ.get("HILUM_CACHE", Path.home() / ".cache" / "hilum"))
         _train_phantoms(recipe, folder, store, dry_run=dry_run)  # type: ignore[arg-type]
@@ -94,24 +94,25 @@ def _train_stage(recipe: StageRecipe, folder: Path, *, dry_run: bool, first: boo
         click.echo(str(encoder))
 
 
-def _train_exact(recipe: ExactRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:
-    from hilum.train.exact_run import exact_task, run_exact
+def _train_dense(recipe: DenseRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:
+    from hilum.train.dense_run import dense_task
+    from hilum.train.exact_keep import run_kept
 
     show = _Bars(shown=first)
+    task, chosen = dense_task(recipe)
     if dry_run:
-        task, _ = exact_task(recipe)
         if first:
             count = sum(p.numel() for p in task.student().parameters() if p.requires_grad)
             masked = sum(task.scans.masked(i) for i in range(len(task.scans)))
             click.echo(
                 f"{recipe.name}: {recipe.method}, {count:,} trained parameters, {len(task.scans):,} scans, "
-                f"{masked:,} with organ masks, {task.steps} steps of {recipe.batch} -> {folder}",
+                f"{masked:,} with masks, {task.steps} steps of {recipe.batch} -> {folder}",
                 err=True,
             )
             click.echo(recipe.model_dump_json(indent=2))
         return
     with show.progress:
-        run_exact(recipe, folder, report=show.report)
+        run_kept(task, chosen, folder, report=show.report)
     if first:
         click.echo(str(folder))
 

@@ -27,6 +27,7 @@ from hilum.read.reading import (
     NOTICE_OTHER,
     Coverage,
     FindingReading,
+    GridMaps,
     Material,
     Model,
     OrganReading,
@@ -211,7 +212,15 @@ def _material(
             return on_volume(values, output.outline_trace, volume, what)
         return on_volume(masks.masks[name].astype(np.float32), output.trace, volume, what)
 
-    return Material(volume, map_of, organ_of, seconds)
+    return Material(volume, map_of, organ_of, seconds, _on_grid(output))
+
+
+def _on_grid(output: Output) -> GridMaps | None:
+    pooled = getattr(output, "pooled", None)
+    if pooled is None:
+        return None
+    low, shown = getattr(output, "coarse", None), getattr(output, "shown", None)
+    return GridMaps(output.grid, output.maps, np.asarray(pooled), low, shown)
 
 
 def _organs(masks: OrganMasks, output: Output, volume: CTVolume) -> list[OrganReading]:

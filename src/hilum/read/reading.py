@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
+from hilum.geometry import Geometry
 from hilum.read.found import FindingReading, Probability, Record, SliceAxis
 from hilum.read.sentences import Report, evidence_of
 from hilum.types import ProbabilityMap
@@ -130,6 +132,23 @@ class Receipt(Record):
     use: str = NOTICE
 
 
+@dataclass(frozen=True, eq=False)
+class GridMaps:
+    """A model's maps where it made them.
+
+    Args:
+        grid: of all. high: gated maps, [18, U, V, W], of which the scan probabilities follow. low: the same
+            of half the resolution, or None. shown: the prepared scan, or None.
+        pooled: probabilities before calibration, [18].
+    """
+
+    grid: Geometry
+    high: np.ndarray
+    pooled: np.ndarray
+    low: np.ndarray | None = None
+    shown: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class Material:
     """The heavy half of a fresh reading, kept in memory for saving; never part of the JSON.
@@ -137,13 +156,15 @@ class Material:
     Args:
         volume: what was read. map_of: slug -> map on `volume.geometry`. organ_of: channel -> probability
         there.
-        timings_s: seconds of each step.
+        timings_s: seconds of each step. on_grid: the maps on the model's own grid, before anything was put
+            back; None for a model that does not hand them out.
     """
 
     volume: CTVolume
     map_of: Callable[[str], ProbabilityMap]
     organ_of: Callable[[str], ProbabilityMap]
     timings_s: Mapping[str, float]
+    on_grid: GridMaps | None = None
 
 
 class Reading(Record):

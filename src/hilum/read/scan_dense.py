@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from hilum.cohort.prep_presets import Pipeline
 from hilum.errors import UsageError
 from hilum.geometry import Geometry
+from hilum.model.map_heads import MapHeads, map_features
 from hilum.model.preset import ExactPreset
+from hilum.model.ymamba import YMamba
 from hilum.objective.dense_read import pool_gated, read_maps
 from hilum.objective.dense_rule import DenseRule
 from hilum.read.scan_output import FindingMaps, FindingProbabilities, Found, Inference
@@ -26,6 +28,8 @@ class DenseWay:
     Args:
         network: gives `YNetOutput` of whole maps. pipeline: of its scans. rule: between maps and answer.
         shape_vox: crop and padding about the middle that it was trained with, or None.
+        heads: a classifier of its maps (EXACT §2.1b): probabilities are then what the heads say of the gated
+            maps at full resolution, and can be computed again from them.
     """
 
     def __init__(
@@ -34,12 +38,19 @@ class DenseWay:
         pipeline: Pipeline,
         rule: DenseRule,
         shape_vox: tuple[int, int, int] | None = None,
+        heads: MapHeads | None = None,
     ) -> None:
         self.network, self.pipeline, self.rule, self.shape_vox = network, pipeline, rule, shape_vox
-        self.gates = rule.gates
+        self.gates, self.heads = rule.gates, heads
 
     @classmethod
-    def of_card(cls, preset: ExactPreset, network: torch.nn.Module, card: Mapping[str, Any]) -> DenseWay:
+    def of_card(
+        cls,
+        preset: ExactPreset,
+        network: torch.nn.Module,
+        card: Mapping[str, Any],
+        heads: MapHeads | None = None,
+    ) -> DenseWay:
         """As the card says; what it leaves out is the preset's.
 
         Raises:
@@ -57,7 +68,7 @@ class DenseWay:
         rule = DenseRule.from_facts(card["rule"]) if "rule" in card else published
         pipeline = Pipeline.from_facts(card["prep"]) if "prep" in card else preset.pipeline
         shape = card.get("shape_vox")
-        return cls(network, pipeline, rule, None if shape is None else (shape[0], shape[1], shape[2]))
+        return cls(network, pipeline, rule, None if shape is None else (shape[0], shape[1], shape[2]), heads)
 
     def run(self, volume: CTVolume) -> Found:
         """See `Way`."""
@@ -90,14 +101,23 @@ class DenseWay:
             scan = placed(scan, self.shape_vox, float(scan.min()))
         out = self.network(scan)
         found = read_maps(out.organs, out.low, out.high, self.rule, self._voxel_ml(grid))
-        return Inference(
-            found.organs[0], found.high[0], found.gates[0], found.pooled[0].numpy(), None, found.low[0]
-        )
+        gated = (found.high * found.gates)[0]
+        pooled = found.pooled[0].numpy() if self.heads is None else self._answer(gated, self.heads)
+        return Inference(found.organs[0], found.high[0], found.gates[0], pooled, None, found.low[0])
 
     def pool(self, maps: torch.Tensor | FindingMaps, grid: Geometry | None = None) -> FindingProbabilities:
         """See `Way`: the full resolution alone, as published."""
-        gated = torch.as_tensor(maps)[None]
-        return pool_gated(gated, self.rule, self._voxel_ml(grid))[0].numpy()
+        gated = torch.as_tensor(maps)
+        if self.heads is not None:
+            return self._answer(
+                gated if self.shape_vox is None else placed(gated, self.shape_vox), self.heads
+            )
+        return pool_gated(gated[None], self.rule, self._voxel_ml(grid))[0].numpy()
+
+    def _answer(self, gated: torch.Tensor, heads: MapHeads) -> FindingProbabilities:
+        assert isinstance(self.network, YMamba), "a classifier of maps is one of EXACT's network"
+        logits = heads(map_features(self.network, gated[None]).float())
+        return torch.sigmoid(logits)[0].detach().numpy()
 
     def _voxel_ml(self, grid: Geometry | None) -> torch.Tensor:
         if grid is None and self.rule.pool == "volume":

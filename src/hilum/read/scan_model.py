@@ -14,6 +14,7 @@ import torch
 from hilum.errors import UsageError, WeightsError
 from hilum.geometry import Geometry
 from hilum.io.weights import load_weights, preset_data
+from hilum.model.map_heads import LEVEL, MapHeads
 from hilum.model.preset import ExactPreset, Preset, build, load_state, preset_from
 from hilum.read.scan_chest import ChestWay
 from hilum.read.scan_dense import DenseWay
@@ -21,6 +22,9 @@ from hilum.read.scan_output import FindingMaps, FindingProbabilities, Inference,
 from hilum.tensors import FineScan, ScanBatch
 from hilum.text.vocabulary import SLUGS
 from hilum.volume import CTVolume
+
+HEADS = "map_heads."
+"""How names of a classifier's weights begin."""
 
 __all__ = ["Inference", "ModelOutput", "ScanModel"]
 
@@ -73,8 +77,15 @@ class ScanModel:
         tensors, _ = load_weights(folder / "model.safetensors", sha256=card["sha256"])
         preset = preset_from(preset_data(card["preset"]))
         network = build(preset)
-        load_state(network, {k: torch.tensor(v) for k, v in tensors.items()})
-        return cls(preset, network, card, card["sha256"])  # type: ignore[arg-type]
+        found = {k: torch.tensor(v) for k, v in tensors.items()}
+        own = {k: found.pop(k) for k in list(found) if k.startswith(HEADS)}
+        load_state(network, found)
+        model = cls(preset, network, card, card["sha256"])  # type: ignore[arg-type]
+        if "map_heads" in card and isinstance(preset, ExactPreset):
+            heads = MapHeads(preset.net.widths[LEVEL], len(SLUGS), float(card["map_heads"]["dropout"]))
+            load_state(heads, {k.removeprefix(HEADS): v for k, v in own.items()})
+            model.way = DenseWay.of_card(preset, model.network, card, heads.eval())
+        return model
 
     @property
     def name(self) -> str:

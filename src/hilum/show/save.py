@@ -21,6 +21,7 @@ from hilum.io.hashing import sha256_of
 from hilum.io.nifti import write_nifti
 from hilum.read.maps import on_source
 from hilum.read.reading import FindingReading, Material, Reading
+from hilum.show.aamaps import FOLDER, write_aamaps
 from hilum.show.album import Album
 from hilum.show.page import render
 from hilum.show.scaled_nifti import write_probability
@@ -37,6 +38,7 @@ def save(
     *,
     overwrite: bool = False,
     all_maps: bool = False,
+    aamaps: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write everything a reading says into a new folder.
@@ -44,6 +46,7 @@ def save(
     Args:
         out: folder to make; its parent must exist. overwrite: replace an existing folder.
         all_maps: maps of all 18 findings, not only of those present.
+        aamaps: the model's maps on its own grid too (`show.aamaps`).
         progress: called with the name of each step as it starts.
 
     Raises:
@@ -67,6 +70,9 @@ def save(
         _write_organs(folder, material)
         tell("write maps")
         album, files = _write_maps(folder, reading, material, all_maps)
+        if aamaps:
+            (folder / FOLDER).mkdir()
+            write_aamaps(folder / FOLDER, reading)
         reading = _with_files(reading, files)
         _write_text(folder / "report.txt", reading.report.text)
         reading = _with_hashes(reading, folder)

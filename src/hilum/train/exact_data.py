@@ -23,7 +23,7 @@ from hilum.errors import UsageError
 from hilum.objective.dense import Given
 from hilum.tensors import KnownChannels, Labels, PackedOrgans, ScanBatch, ScanVolumes
 from hilum.text.vocabulary import ORGAN_CHANNELS, SLUGS
-from hilum.train.exact_recipe import ExactAugment, ExactRecipe
+from hilum.train.exact_recipe import DenseRecipe, ExactAugment
 from hilum.train.stage_data import generator_of
 
 
@@ -180,7 +180,7 @@ class ExactStream(IterableDataset[ExactSample]):
     """
 
     def __init__(
-        self, recipe: ExactRecipe, scans: ExactScans, *, start: int = 0, rank: int = 0, ranks: int = 1
+        self, recipe: DenseRecipe, scans: ExactScans, *, start: int = 0, rank: int = 0, ranks: int = 1
     ) -> None:
         super().__init__()
         if recipe.batch % ranks:

@@ -13,6 +13,9 @@ from pydantic import Field, model_validator
 from hilum.objective.dense_rule import DenseRule
 from hilum.train.recipe import RunRecipe, Strict
 
+Adapt = Literal["full", "head", "lora"]
+ADAPT = "what of `start` is trained: all, the heads alone, or low-rank changes and heads"
+
 
 class ExactPart(Strict):
     """A cohort: what `hilum prepare --prep PRESET --masks SOURCE` left in a folder."""
@@ -54,20 +57,11 @@ class ExactLosses(Strict):
     prior_until: float = Field(0.25, gt=0, le=1, description="share of the run after which it counts nothing")
 
 
-class ExactRecipe(RunRecipe):
-    """A run of EXACT on prepared cohorts.
+class DenseRecipe(RunRecipe):
+    """What all runs on whole prepared scans have: EXACT, and what is built on it (`adapt_recipe`)."""
 
-    `convention = "paper"` sets what the publication does otherwise (`PAPER`); keys of the recipe still win.
-    """
-
-    method: Literal["exact"]
-    convention: Literal["hilum", "paper"] = "hilum"
-    preset: str = Field(description="one of model/presets/*.json that gives whole maps")
-    start: Path | None = Field(None, description="folder of a model with the same preset to start from")
-    adapt: Literal["full", "head", "lora"] = Field(
-        "full", description="what of `start` is trained: all, the heads alone, or low-rank changes and heads"
-    )
-    lora_rank: int = Field(8, ge=1)
+    method: str
+    start: Path | None = Field(None, description="folder of a model to start from")
     data: tuple[ExactPart, ...] = Field(min_length=1)
     validation: str | None = Field("val", description="split that chooses; None takes the last weights")
     validation_share: float | None = Field(
@@ -84,8 +78,6 @@ class ExactRecipe(RunRecipe):
     shape_vox: tuple[int, int, int] | None = Field(
         None, description="crop and pad every scan about its middle; None leaves them as prepared"
     )
-    rule: DenseRule = DenseRule()
-    losses: ExactLosses = Field(default_factory=lambda: ExactLosses.model_validate({}))
     augment: ExactAugment = Field(default_factory=lambda: ExactAugment.model_validate({}))
     lr: float = Field(1e-4, gt=0)
     lr_end: float = Field(1e-5, ge=0, description="what the cosine falls to at the end of the run")
@@ -101,6 +93,29 @@ class ExactRecipe(RunRecipe):
     )
     ema: float = Field(0.0, ge=0, lt=1, description="of the average that is kept; 0 keeps the weights")
 
+    @model_validator(mode="after")
+    def _ends(self) -> DenseRecipe:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("a run has epochs or steps, one of the two")
+        if self.lr_period_epochs != "run" and not self.lr_period_epochs > 0:
+            raise ValueError(f'lr_period_epochs is positive or "run", got {self.lr_period_epochs}')
+        return self
+
+
+class ExactRecipe(DenseRecipe):
+    """A run of EXACT on prepared cohorts.
+
+    `convention = "paper"` sets what the publication does otherwise (`PAPER`); keys of the recipe still win.
+    """
+
+    method: Literal["exact"]
+    convention: Literal["hilum", "paper"] = "hilum"
+    preset: str = Field(description="one of model/presets/*.json that gives whole maps, as `start` has it")
+    adapt: Adapt = Field("full", description=ADAPT)
+    lora_rank: int = Field(8, ge=1)
+    rule: DenseRule = DenseRule()
+    losses: ExactLosses = Field(default_factory=lambda: ExactLosses.model_validate({}))
+
     @model_validator(mode="before")
     @classmethod
     def _of_paper(cls, data: Any) -> Any:
@@ -110,10 +125,6 @@ class ExactRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _whole(self) -> ExactRecipe:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("a run has epochs or steps, one of the two")
-        if self.lr_period_epochs != "run" and not self.lr_period_epochs > 0:
-            raise ValueError(f'lr_period_epochs is positive or "run", got {self.lr_period_epochs}')
         if self.adapt != "full" and self.start is None:
             raise ValueError(f'adapt = "{self.adapt}" needs a model to start from')
         return self

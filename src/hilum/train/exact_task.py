@@ -27,7 +27,7 @@ from hilum.text.vocabulary import FINDINGS, ORGAN_CHANNELS
 from hilum.train.clipping import clip_by_part
 from hilum.train.ema import Average
 from hilum.train.exact_data import ExactBatch, ExactScans, ExactStream, Groups, mean_organs, stack
-from hilum.train.exact_recipe import ExactRecipe
+from hilum.train.exact_recipe import DenseRecipe, ExactRecipe
 from hilum.train.exact_student import ExactStudent, adapt
 from hilum.train.groups import GroupRecipe, adamw_groups, parameter_groups
 from hilum.train.parallel import exchange_gradients, without_exchange
@@ -37,36 +37,36 @@ from hilum.train.task import Losses
 OUTPUTS = (len(ORGAN_CHANNELS), len(FINDINGS))
 
 
-class ExactTask:
-    """See `train.task.Task`.
+class DenseTask:
+    """See `train.task.Task`: what all runs on whole prepared scans do alike.
+
+    A method says what its student is, what it sums over scans, and how many terms each sum has.
 
     Args:
-        recipe: of the run. scans: that it learns from. network: fresh, or with the weights that it starts
-            from. start: sha256 of those.
+        recipe: of the run. scans: that it learns from. start: sha256 of what it starts from, or None.
     """
 
-    def __init__(
-        self, recipe: ExactRecipe, scans: ExactScans, network: nn.Module, start: str | None = None
-    ) -> None:
-        self.recipe, self.scans, self.network = recipe, scans, network
+    def __init__(self, recipe: DenseRecipe, scans: ExactScans, start: str | None = None) -> None:
+        self.recipe, self.scans = recipe, scans
         self.steps, self.betas = steps_of(recipe, len(scans)), (0.9, recipe.beta2)
         self.identity = json.dumps({**facts_of(recipe), "start": start, **scans_facts(scans)})
-        paper = recipe.losses.prevalence == "paper"
-        self.prevalence = PAPER_PREVALENCE if paper else scans.prevalence()
-        self._prior: torch.Tensor | None = None
 
-    def student(self) -> ExactStudent:
-        """See `Task`. A twin under FSDP2 is another one, with the same weights."""
-        torch.manual_seed(self.recipe.seed)
-        network = copy.deepcopy(self.network)
-        adapt(network, self.recipe.adapt, self.recipe.lora_rank, OUTPUTS)
-        return ExactStudent(network)
+    def student(self) -> nn.Module:
+        """See `Task`."""
+        raise NotImplementedError
+
+    def sums(self, model: nn.Module, part: ExactBatch, step: int) -> Losses:
+        """Weighted losses of some scans, summed over what is known of them."""
+        raise NotImplementedError
+
+    def known(self, batch: ExactBatch) -> dict[str, torch.Tensor]:
+        """How many terms each sum has."""
+        raise NotImplementedError
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""
-        groups = adamw_groups(
-            parameter_groups(model, GroupRecipe.model_validate({"layer_decay": 1.0, "patch_factor": 1.0}))
-        )
+        recipe = GroupRecipe.model_validate({"layer_decay": 1.0, "patch_factor": 1.0})
+        groups = adamw_groups(parameter_groups(model, recipe))
         if not self.recipe.decay_all:
             return groups
         return [{**group, "decays": True} for group in groups]
@@ -100,17 +100,14 @@ class ExactTask:
         """See `Task`. Every loss is a sum over scans, divided by what the whole batch knows: passing some
         scans at a time gives the whole batch's loss and gradient."""
         parts = [part for group in batch for part in group.parts(self.recipe.micro)]
-        organs_known = _counted([b.known.sum() for b in batch])
-        labels_known = _counted([(~torch.isnan(b.labels)).sum() for b in batch])
+        each = [self.known(group) for group in batch]
+        counts = {name: _counted([known[name] for known in each]) for name in each[0]}
         found: Losses = {}
         alone = len(parts) == 1
         with nullcontext() if alone else without_exchange(model):
             for part in parts:
-                losses = self.losses(model, part, step)
-                own = {
-                    "organs": losses["organs"] * (world() / organs_known),
-                    "anomaly": losses["anomaly"] * (world() / labels_known),
-                }
+                sums = self.sums(model, part, step)
+                own = {name: value * (world() / counts[name]) for name, value in sums.items()}
                 torch.stack(list(own.values())).sum().backward()
                 for name, value in own.items():
                     found[name] = found.get(name, torch.zeros_like(value)) + value.detach()
@@ -118,8 +115,43 @@ class ExactTask:
             exchange_gradients(model)
         return found
 
-    def losses(self, model: nn.Module, part: ExactBatch, step: int) -> Losses:
-        """Weighted sums over the labels and organs that are known."""
+    def clip(self, model: nn.Module) -> None:
+        """See `Task`."""
+        if self.recipe.clip is not None:
+            clip_by_part(model, self.recipe.clip)
+
+
+class ExactTask(DenseTask):
+    """EXACT itself: organs from masks, findings from scan labels (EXACT §1.7).
+
+    Args:
+        network: fresh, or with the weights that the run starts from; the others as of `DenseTask`.
+    """
+
+    recipe: ExactRecipe
+
+    def __init__(
+        self, recipe: ExactRecipe, scans: ExactScans, network: nn.Module, start: str | None = None
+    ) -> None:
+        super().__init__(recipe, scans, start)
+        self.network = network
+        paper = recipe.losses.prevalence == "paper"
+        self.prevalence = PAPER_PREVALENCE if paper else scans.prevalence()
+        self._prior: torch.Tensor | None = None
+
+    def student(self) -> ExactStudent:
+        """See `Task`. A twin under FSDP2 is another one, with the same weights."""
+        torch.manual_seed(self.recipe.seed)
+        network = copy.deepcopy(self.network)
+        adapt(network, self.recipe.adapt, self.recipe.lora_rank, OUTPUTS)
+        return ExactStudent(network)
+
+    def known(self, batch: ExactBatch) -> dict[str, torch.Tensor]:
+        """See `DenseTask`."""
+        return {"organs": batch.known.sum(), "anomaly": (~torch.isnan(batch.labels)).sum()}
+
+    def sums(self, model: nn.Module, part: ExactBatch, step: int) -> Losses:
+        """See `DenseTask`."""
         recipe, weights = self.recipe, self.recipe.losses
         organs, low, high = model(part.scan)
         each = tversky_focal_each(
@@ -149,11 +181,6 @@ class ExactTask:
             "anomaly": weights.anomaly * labels.sum(),
         }
 
-    def clip(self, model: nn.Module) -> None:
-        """See `Task`."""
-        if self.recipe.clip is not None:
-            clip_by_part(model, self.recipe.clip)
-
     def _smoothing(self, step: int, device: torch.device) -> Smoothing | None:
         weights = self.recipe.losses
         left = weights.prior * (1 - step / (weights.prior_until * self.steps))
@@ -170,7 +197,7 @@ def _counted(counts: list[torch.Tensor]) -> torch.Tensor:
     return sum_over_ranks(torch.stack(counts).sum().double()).clamp_min(1)
 
 
-def steps_of(recipe: ExactRecipe, scans: int) -> int:
+def steps_of(recipe: DenseRecipe, scans: int) -> int:
     """All steps of a run: as the recipe says, or until every scan was seen `epochs` times."""
     if recipe.steps is not None:
         return recipe.steps
@@ -178,7 +205,7 @@ def steps_of(recipe: ExactRecipe, scans: int) -> int:
     return max(1, math.ceil(recipe.epochs * scans / recipe.batch))
 
 
-def learning_rate(recipe: ExactRecipe, step: int, steps: int, scans: int) -> float:
+def learning_rate(recipe: DenseRecipe, step: int, steps: int, scans: int) -> float:
     """A linear rise, then a cosine over the rest of the run.
 
     As published (EXACT §1.9) the cosine has a period of 50 epochs and a run more of them: the learning rate
@@ -194,7 +221,7 @@ def learning_rate(recipe: ExactRecipe, step: int, steps: int, scans: int) -> flo
     return recipe.lr_end + (recipe.lr - recipe.lr_end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def facts_of(recipe: ExactRecipe) -> dict[str, Any]:
+def facts_of(recipe: DenseRecipe) -> dict[str, Any]:
     """What of a recipe decides its result; where things lie and how the work is shared does not."""
     beside = {"threads", "device", "parallel", "workers", "checkpoint_every", "track", "start", "name"}
     facts = recipe.model_dump(mode="json", exclude=beside | {"validate_every", "micro"})

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,9 +45,25 @@ def scan_probabilities(
     return np.stack(answers).astype(np.float32)
 
 
+@runtime_checkable
+class Judged(Protocol):
+    """What validation scans say."""
+
+    @property
+    def macro(self) -> float:
+        """What the best weights have most of, NaN where it could not be measured."""
+
+    @property
+    def measure(self) -> str:
+        """Its name."""
+
+    def told(self) -> dict[str, Any]:
+        """For `validation.json`."""
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What validation scans say.
+    """What validation scans say of findings.
 
     Args:
         auroc: per finding, NaN where one class is missing. thresholds: Youden's, 0.5 there. macro: mean of
@@ -57,6 +73,12 @@ class Choice:
     auroc: dict[str, float]
     thresholds: dict[str, float]
     macro: float
+    measure: str = "macro_auroc"
+
+    def told(self) -> dict[str, Any]:
+        """See `Judged`."""
+        areas = {slug: None if math.isnan(area) else round(area, 5) for slug, area in self.auroc.items()}
+        return {"auroc": areas}
 
 
 def choose(answers: Answers, labels: torch.Tensor) -> Choice:
@@ -90,21 +112,19 @@ class Record:
         except (OSError, ValueError, KeyError, TypeError):
             pass
 
-    def add(self, step: int, choice: Choice) -> None:
+    def add(self, step: int, judged: Judged) -> None:
         """Writes the validation of a step."""
-        areas = {slug: None if math.isnan(area) else round(area, 5) for slug, area in choice.auroc.items()}
-        macro = None if math.isnan(choice.macro) else choice.macro
-        self.rows[step] = {"step": step, "macro_auroc": macro, "auroc": areas}
+        best = None if math.isnan(judged.macro) else judged.macro
+        self.rows[step] = {"step": step, "best_by": judged.measure, judged.measure: best, **judged.told()}
         told = {"identity": self.identity, "validations": [self.rows[s] for s in sorted(self.rows)]}
         with atomic_write(self.path) as file:
             file.write((json.dumps(told, indent=1) + "\n").encode())
 
     @property
     def best(self) -> int:
-        """Step of the highest macro AUROC, the first of equals; the last step where nothing was measured."""
-        measured = {
-            step: row["macro_auroc"] for step, row in self.rows.items() if row["macro_auroc"] is not None
-        }
+        """Step of the highest measure, the first of equals; the last step where nothing was measured."""
+        values = {step: row[row["best_by"]] for step, row in self.rows.items()}
+        measured = {step: value for step, value in values.items() if value is not None}
         if not measured:
             return max(self.rows)
-        return min(step for step, macro in measured.items() if macro == max(measured.values()))
+        return min(step for step, value in measured.items() if value == max(measured.values()))

@@ -164,6 +164,10 @@ def kind_of(method: str) -> type[RunRecipe]:
         from hilum.train.exact_recipe import ExactRecipe
 
         return ExactRecipe
+    if method in ("exact-classify", "exact-seg"):
+        from hilum.train.adapt_recipe import ClassifyRecipe, SegmentRecipe
+
+        return ClassifyRecipe if method == "exact-classify" else SegmentRecipe
     if method.startswith("flexict"):
         from hilum.train.stage_recipe import StageRecipe
 
