@@ -281,3 +281,9 @@ StateDecays: TypeAlias = Float[Tensor, "E N"]
 
 ChannelValues: TypeAlias = Float[Tensor, "E"]
 """A number per channel."""
+
+FeatureGrid: TypeAlias = Float[Tensor, "B C U V W"]
+"""Features of a scan on a grid of any size."""
+
+ImageTokens: TypeAlias = Float[Tensor, "B Q E"]
+"""What a language model sees of a scan."""

@@ -14,6 +14,7 @@ from hilum.cli.common import counted_bars
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from hilum.train.chat_recipe import ChatRecipe
     from hilum.train.exact_recipe import DenseRecipe
     from hilum.train.loop import Progress
     from hilum.train.recipe import Recipe
@@ -47,7 +48,9 @@ def train(
     recipe = load_recipe(recipe_file, overrides)
     folder = out or Path("runs") / recipe.name
     first = os.environ.get("RANK", "0") == "0"
-    if isinstance(recipe, StageRecipe):
+    if recipe.method == "exact-chat":  # type: ignore[attr-defined]
+        _train_chat(recipe, folder, dry_run=dry_run, first=first)  # type: ignore[arg-type]
+    elif isinstance(recipe, StageRecipe):
         _train_stage(recipe, folder, dry_run=dry_run, first=first)
     elif isinstance(recipe, DenseRecipe):
         _train_dense(recipe, folder, dry_run=dry_run, first=first)
@@ -92,6 +95,22 @@ def _train_stage(recipe: StageRecipe, folder: Path, *, dry_run: bool, first: boo
         encoder = run_stage(recipe, folder, track=show.track, report=show.report)
     if first:
         click.echo(str(encoder))
+
+
+def _train_chat(recipe: ChatRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:
+    from hilum.train.chat_data import read_samples
+    from hilum.train.chat_run import run_chat
+
+    if dry_run:
+        samples = read_samples(recipe.data)
+        click.echo(f"{recipe.name}: {recipe.stage}, {len(samples)} scans, {recipe.steps} steps", err=True)
+        click.echo(recipe.model_dump_json(indent=2))
+        return
+    show = _Bars(shown=first)
+    with show.progress:
+        writer = run_chat(recipe, folder, report=show.report)
+    if first:
+        click.echo(str(writer))
 
 
 def _train_dense(recipe: DenseRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:

@@ -92,7 +92,7 @@ def read_cases(reports: Path, truth: Path) -> ReportCases:
     """
     told = _by_name(reports)
     has_labels, has_texts = _columns(truth)
-    table = read_label_file(truth).rows if has_labels else {}
+    table = dict(read_label_file(truth).rows) if has_labels else {}
     references = _by_name(truth) if has_texts else {}
     names = list(dict.fromkeys([*table, *references]))
     if not set(names) & set(told):
@@ -100,7 +100,7 @@ def read_cases(reports: Path, truth: Path) -> ReportCases:
             "REPORT_UNMATCHED", "reports and truth name the same scans", expected=", ".join(names[:3]),
             got=", ".join(list(told)[:3]), path=reports, hint="Both tables need VolumeName, written alike.",
         )  # fmt: skip
-    nothing = ("unknown",) * len(SLUGS)
+    nothing: tuple[Label, ...] = tuple("unknown" for _ in SLUGS)
     return ReportCases(
         names=names,
         texts=[_text(told[name]) if name in told else "" for name in names],

@@ -39,7 +39,8 @@ NOT_TAKEN = (
 )
 """Keys of a configuration that name code, kernels or data types: Hilum decides them."""
 
-_DROPOUT = re.compile(r"(dropout|dropout_prob|dropout_p|pdrop|layerdrop)$")
+DROPOUT = re.compile(r"(dropout|dropout_prob|dropout_p|pdrop|layerdrop)$")
+"""Keys of a configuration that are a share of dropout."""
 
 
 class TextTower(nn.Module):
@@ -130,7 +131,7 @@ def pooling_weights(
     return chosen.to(states.dtype) / counts.to(states.dtype)
 
 
-def _library() -> Any:
+def transformers_library() -> Any:
     """Imported when a tower is made: it takes many seconds."""
     try:
         return importlib.import_module("transformers")
@@ -144,7 +145,7 @@ def _library() -> Any:
 
 
 def _build(data: Mapping[str, Any]) -> Any:
-    library = _library()
+    library = transformers_library()
     kind = data.get("model_type")
     if kind is None:
         raise WeightsError(
@@ -182,7 +183,7 @@ def _module(library: Any, kind: Any, data: Mapping[str, Any]) -> Any:
             got=config.model_type,
         )
     for key, value in config.to_dict().items():
-        if _DROPOUT.search(key) and isinstance(value, int | float):
+        if DROPOUT.search(key) and isinstance(value, int | float):
             setattr(config, key, 0.0)
     config.use_cache = False
     model = library.MODEL_MAPPING[type(config)]

@@ -160,6 +160,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> RunRecipe:
 
 def kind_of(method: str) -> type[RunRecipe]:
     """Which recipe a method has."""
+    if method == "exact-chat":
+        from hilum.train.chat_recipe import ChatRecipe
+
+        return ChatRecipe
     if method == "exact":
         from hilum.train.exact_recipe import ExactRecipe
 

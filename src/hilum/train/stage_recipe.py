@@ -136,6 +136,9 @@ def beside_recipe(data: dict[str, Any], folder: Path) -> None:
     teachers = _tables(distil.get("teachers")) if isinstance(distil, dict) else []
     owners: list[tuple[dict[str, Any], tuple[str, ...]]] = [(data, ("start", "gram_teacher"))]
     owners += [(part, ("cohort",)) for part in _tables(data.get("data"))]
+    if data.get("method") == "exact-chat":
+        owners += [(data, ("language_model",))]
+        owners += [(part, ("features", "reports", "predictions")) for part in _tables([data.get("data")])]
     # a teacher without a slash is one that Hilum knows by name
     owners += [(teacher, ("teacher",)) for teacher in teachers if "/" in str(teacher.get("teacher"))]
     for owner, names in owners:
