@@ -10,6 +10,7 @@ from hilum.io.weights import load_weights, preset_data, preset_names, save_weigh
 from hilum.model.preset import NETWORKS, build, load_state, preset_from
 
 PARAMETERS = {
+    "exact-flexict": 146_989_315,
     "exact-nano": 1_341_835,
     "exact-ymamba": 87_206_443,
     "exact-ymamba-tri": 87_719_083,

@@ -1,10 +1,20 @@
 """Every way to compute the selective scan equals the plain loop over tokens, forward and gradient."""
 
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
+from hilum.errors import UsageError
+from hilum.model import selective_scan as dispatch
 from hilum.model import selective_scan_chunked
-from hilum.model.selective_scan import selective_scan
+from hilum.model.selective_scan import scan_sequential, selective_scan
+from hilum.model.selective_scan_chunked import Inputs
 
 SHAPES = [(1, 1, 3, 2), (2, 7, 5, 3), (1, 8, 4, 16), (2, 67, 6, 5), (1, 203, 33, 16)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
@@ -53,3 +63,117 @@ def test_parts_that_are_optional():
         close(answers(some, "chunked"), answers(some, "sequential"), 1e-12)
     values[1] = values[1].abs()
     close(answers(values, "chunked", softplus=False), answers(values, "sequential", softplus=False), 1e-12)
+
+
+def test_nothing_overflows_where_everything_is_forgotten():
+    values = scan_inputs(1, 40, 6, 4, torch.float32)
+    values[1], values[2] = values[1] + 30, values[2] * 50
+    ours, plain = answers(values, "chunked"), answers(values, "sequential")
+    assert all(torch.isfinite(value).all() for value in ours)
+    close(ours, plain, 1e-4)
+
+
+def test_it_computes_in_float32_and_answers_in_the_type_of_x():
+    values = scan_inputs(1, 33, 4, 3, torch.float32)
+    half = [value.bfloat16() for value in values]
+    plain = selective_scan(*(value.float() for value in half))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = selective_scan(*half)
+    assert found.dtype == torch.bfloat16 and torch.equal(found, plain.bfloat16())
+
+
+def test_only_a_block_is_ever_held():
+    time, channels, states = 4096, 24, 16
+    values = scan_inputs(1, time, channels, states, torch.float32)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        answers(values, "chunked")
+    whole = time * channels * states * 4
+    kept = channels * states * 4 * (time // 64)
+    most = max(event.self_cpu_memory_usage for event in record.key_averages() if event.count == 1)
+    assert most < max(whole // 2, kept), "one operation made an array of (time, state, channel)"
+
+
+def test_the_gpu_kernels_by_triton_s_interpreter():
+    """Triton chooses its interpreter when it is imported, so this runs in a process of its own."""
+    pytest.importorskip("triton")
+    code = (
+        "import torch\n"
+        "from tests.parity.test_model_selective_scan import answers, close, scan_inputs\n"
+        "from hilum.model import selective_scan_triton as kernels\n"
+        "kernels.TIME, kernels.CHANNELS = 4, 4\n"
+        "for shape in ((1, 3, 2, 2), (2, 9, 5, 2)):\n"
+        "    values = scan_inputs(*shape, torch.float32)\n"
+        "    close(answers(values, 'triton'), answers(values, 'sequential'), 2e-5)\n"
+        "some = [None if n in (5, 6, 7) else v for n, v in enumerate(values)]\n"
+        "close(answers(some, 'triton'), answers(some, 'sequential'), 2e-5)\n"
+    )
+    there(code, TRITON_INTERPRET="1")
+
+
+def test_the_gpu_kernels_compile_for_a_gpu_that_is_not_here():
+    pytest.importorskip("triton")
+    code = (
+        "import triton\n"
+        "from triton.backends.compiler import GPUTarget\n"
+        "from triton.compiler import ASTSource\n"
+        "from hilum.model import selective_scan_triton as kernels\n"
+        "block = {'TB': kernels.TIME, 'EB': kernels.CHANNELS, 'N': 2}\n"
+        "both = {'REVERSE': True, **block}, {'REVERSE': False, 'WB': 128}\n"
+        "for kernel, fixed in ((kernels._ends, both[0]), (kernels._carry, both[1]),\n"
+        "                      (kernels._outputs, block), (kernels._gradients, block)):\n"
+        "    kinds = {name: 'constexpr' if name in fixed else 'i32' if name in ('T', 'E', 'W', 'chunks')\n"
+        "             else '*fp32' for name in kernel.arg_names}\n"
+        "    source = ASTSource(fn=kernel, signature=kinds, constexprs=fixed)\n"
+        "    assert triton.compile(source, target=GPUTarget('cuda', 90, 32)).asm['ptx']\n"
+    )
+    there(code)
+
+
+def there(code, **env):
+    """Runs in a process of its own, which must end well."""
+    root = Path(__file__).resolve().parents[2]
+    path = [str(root), str(root / "src"), *sys.path]
+    env = {**os.environ, **env, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_authors_kernels_where_they_are_installed(monkeypatch):
+    """`mamba_ssm` needs a GPU: a stand-in with its signature and its axes, (B, E, T) and (B, N, T)."""
+    called = []
+
+    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+        called.append((u.shape, A.shape, B.shape, z.is_contiguous()))
+        x, delta, B, C, z = (t.mT for t in (u, delta, B, C, z))
+        return scan_sequential(Inputs(x, delta, A.mT, B, C, D, z, delta_bias, delta_softplus)).mT
+
+    stand_in = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
+    stand_in.selective_scan_fn = selective_scan_fn
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(dispatch, "installed", lambda package: package == "mamba_ssm")
+    values = scan_inputs(2, 11, 5, 3, torch.float32)
+    close(answers(values, "mamba_ssm"), answers(values, "sequential"), 2e-5)
+    assert called == [((2, 5, 11), (5, 3), (2, 3, 11), True)]
+
+
+class OnTheGpu:
+    """What `choose` looks at, of a tensor on a GPU."""
+
+    is_cuda, dtype = True, torch.float32
+
+
+def test_who_is_asked(monkeypatch):
+    there = set()
+    monkeypatch.setattr(dispatch, "installed", there.__contains__)
+    choose = dispatch.choose.__wrapped__ if hasattr(dispatch.choose, "__wrapped__") else dispatch.choose
+    assert choose(OnTheGpu()) == "chunked"
+    there.add("triton")
+    assert choose(OnTheGpu()) == "triton"
+    there.add("mamba_ssm")
+    assert choose(OnTheGpu()) == "mamba_ssm"
+    assert choose(torch.ones(1)) == "chunked"
+    there.clear()
+    with pytest.raises(UsageError, match="EXTRA_MISSING"):
+        selective_scan(*scan_inputs(1, 2, 2, 2, torch.float32), backend="triton")

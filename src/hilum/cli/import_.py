@@ -1,4 +1,4 @@
-"""`hilum import flexict|spectre SRC DST`."""
+"""`hilum import flexict|spectre|exact SRC DST`."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print what went 
 
 @click.group(name="import")
 def import_() -> None:
-    """Public checkpoints as encoders of Hilum: strict, every tensor accounted for.
+    """Public checkpoints as models of Hilum: strict, every tensor accounted for.
 
     SRC is a torch archive (its pickle is opened in a process of its own), a safetensors file, or a folder
-    with one. DST is the encoder's folder. A refused checkpoint leaves nothing behind.
+    with one. DST is the model's folder. A refused checkpoint leaves nothing behind.
     """
 
 
@@ -52,6 +52,25 @@ def flexict(source: Path, folder: Path, kind: str | None, text: Path | None, as_
 def spectre(source: Path, folder: Path, as_json: bool) -> None:
     """The backbone of SPECTRE, which reads windows of volumes. The weights are CC BY-NC-SA 4.0."""
     _run("spectre", source, folder, as_json)
+
+
+@import_.command()
+@SOURCE
+@FOLDER
+@click.option(
+    "--preset",
+    default="exact-ymamba",
+    show_default=True,
+    help="Whose size the checkpoint has; see hilum models.",
+)
+@AS_JSON
+def exact(source: Path, folder: Path, preset: str, as_json: bool) -> None:
+    """EXACT's Y-Mamba, as its public code saves it. That code and its weights state no licence."""
+    from hilum.convert.exact import import_exact
+
+    with progress(f"importing {source.name}", quiet=as_json):
+        report = import_exact(source, folder, preset=preset)
+    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else _as_text(report))
 
 
 def _run(family: Family, source: Path, folder: Path, as_json: bool, **options: Any) -> None:

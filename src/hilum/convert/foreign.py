@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,12 @@ class Foreign:
 
 
 @contextmanager
-def open_foreign(path: Path) -> Iterator[Foreign]:
+def open_foreign(path: Path, *, arrays: bool = False, skip: Sequence[str] = ()) -> Iterator[Foreign]:
     """A torch archive, a safetensors file, or a folder with `model.safetensors`, whole or in parts.
+
+    Args:
+        path: of it. arrays: an archive's NumPy arrays of numbers are tensors too. skip: names at the top of
+            an archive that are left out unseen.
 
     Yields:
         The checkpoint; its tensors can be had while it is open.
@@ -83,7 +87,7 @@ def open_foreign(path: Path) -> Iterator[Foreign]:
         elif _head(path).startswith(ARCHIVE_MAGIC):
             _judge_archive(path)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="hilum-import-")))
-            plain = _convert(path, folder / SINGLE)
+            plain = _convert(path, folder / SINGLE, {"arrays": arrays, "skip": list(skip)})
             files = _opened([folder / SINGLE], stack)
             yield Foreign(path, "torch archive", sha256_of(path), _table(files), plain, files)
         else:
@@ -210,9 +214,10 @@ def _judge_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _convert(source: Path, target: Path) -> dict[str, str | None]:
+def _convert(source: Path, target: Path, options: Mapping[str, Any]) -> dict[str, str | None]:
     """`convert.pickle_child` in a process of its own; the archive's plain values."""
     command = [sys.executable, "-I", str(pickle_child.__file__), str(source.resolve()), str(target)]
+    command.append(json.dumps(dict(options)))
     kept = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR", "TEMP")
     env = {name: os.environ[name] for name in kept if name in os.environ}
     try:

@@ -15,7 +15,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,29 @@ def _writes(mode: object, flags: object) -> bool:
     return asked or (isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
 
 
+def arrays_too() -> None:
+    """From here on NumPy arrays of numbers are plain values, too: training scripts keep figures in them.
+
+    What the unpickler may call is the constructors of arrays, of their types and of single numbers.
+    """
+    import numpy as np
+    from numpy._core.multiarray import _reconstruct, scalar
+
+    kinds = [type(np.dtype(kind)) for kind in "?bhilBHILefd"]
+    named = [(f, f"{m}.{f.__name__}") for m in ("numpy.core.multiarray", "numpy._core.multiarray")
+             for f in (_reconstruct, scalar)]  # fmt: skip
+    torch.serialization.add_safe_globals([*named, np.ndarray, np.dtype, *kinds])
+
+
+def plain(name: str, value: Any) -> Any:
+    """A NumPy array of numbers as a tensor, a number of NumPy's as Python's, all else as it is."""
+    if type(value).__module__ != "numpy":
+        return value
+    if value.dtype.kind not in "biuf":
+        raise Refused("WEIGHTS_PICKLE", f"an array of {value.dtype} at {name}")
+    return torch.from_numpy(value) if value.ndim else value.item()
+
+
 def load(path: str) -> Any:
     """The archive's content, tensors mapped and not read yet.
 
@@ -116,13 +139,19 @@ def _last(text: str) -> str:
     return text.rsplit("WeightsUnpickler error:", 1)[-1].strip()[:300]
 
 
-def walk(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+def walk(value: Any, name: str = "", depth: int = 0, skip: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
     """Tensors and plain values of nested mappings, under names joined by dots.
+
+    Args:
+        skip: names at the top whose content is not looked at.
 
     Raises:
         Refused: `WEIGHTS_PICKLE` for another kind of value, key or depth.
     """
-    if isinstance(value, torch.Tensor):
+    value = plain(name, value)
+    if name in skip:
+        yield name, "left out"
+    elif isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, Mapping):
         if depth == DEPTH:
@@ -132,7 +161,7 @@ def walk(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]
                 raise Refused(
                     "WEIGHTS_PICKLE", f"a key of type {type(key).__name__} in {name or 'the archive'}"
                 )
-            yield from walk(inner, f"{name}.{key}" if name else key, depth + 1)
+            yield from walk(inner, f"{name}.{key}" if name else key, depth + 1, () if name else skip)
     elif value is None or isinstance(value, str | int | float):
         yield name, value
     else:
@@ -154,26 +183,31 @@ def accept(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach()
 
 
-def collect(content: Any, size: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def collect(
+    content: Any, size: int, skip: Sequence[str] = ()
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and plain values by name; all tensors together within twice the archive.
+
+    Args:
+        content: of the archive. size: of its file, bytes. skip: as of `walk`.
 
     Raises:
         Refused: as of `walk` and `accept`; `WEIGHTS_KEYS` for a name twice, `WEIGHTS_HEADER` for the sum.
     """
     tensors: dict[str, torch.Tensor] = {}
-    plain: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     total = 0
-    for name, value in walk(content):
-        if name in tensors or name in plain:
+    for name, value in walk(content, skip=skip):
+        if name in tensors or name in values:
             raise Refused("WEIGHTS_KEYS", f"{name} twice")
         if not isinstance(value, torch.Tensor):
-            plain[name] = value
+            values[name] = value
             continue
         tensors[name] = accept(name, value)
         total += value.numel() * value.element_size()
         if total > 2 * size:
             raise Refused("WEIGHTS_HEADER", f"tensors of more than {2 * size} bytes in an archive of {size}")
-    return tensors, plain
+    return tensors, values
 
 
 def write(file: Any, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -193,23 +227,30 @@ def write(file: Any, tensors: Mapping[str, torch.Tensor]) -> None:
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def main(source: str, target: str) -> dict[str, Any]:
-    """Convert; what came of it, for the parent."""
+def main(source: str, target: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert; what came of it, for the parent.
+
+    Args:
+        source, target: files. options: ``arrays``, whether NumPy's are read (`arrays_too`); ``skip``, as of
+            `walk`.
+    """
     size = Path(source).stat().st_size
     try:
         with Path(target).open("xb") as file:
+            if options["arrays"]:
+                arrays_too()
             confine(size)
             bar_the_doors()
-            tensors, plain = collect(load(source), size)
+            tensors, values = collect(load(source), size, options["skip"])
             write(file, tensors)
     except Refused as refused:
         return {"code": refused.code, "got": refused.got[:500]}
     except MemoryError:
         return {"code": "WEIGHTS_HEADER", "got": "more than the archive can hold"}
-    return {"plain": {name: value if value is None else str(value)[:200] for name, value in plain.items()}}
+    return {"plain": {name: value if value is None else str(value)[:200] for name, value in values.items()}}
 
 
 if __name__ == "__main__":
     sys.dont_write_bytecode = True
     torch.set_num_threads(1)
-    sys.stdout.write(json.dumps(main(sys.argv[1], sys.argv[2])) + "\n")
+    sys.stdout.write(json.dumps(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))) + "\n")

@@ -14,6 +14,7 @@ from hilum.cohort.prep import Prep
 from hilum.cohort.prep_presets import Pipeline, pipeline
 from hilum.errors import WeightsError
 from hilum.model.cam import CamNet
+from hilum.model.exact_vit import ExactViT, ExactViTConfig
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
 from hilum.model.ymamba import YMamba, YMambaConfig
@@ -100,13 +101,13 @@ class ExactPreset:
     """One model of EXACT's kind: whole scans on a published grid, described.
 
     Args:
-        network: ``ymamba``. net: its numbers. prep, convention: name of a `Pipeline`, and whose. pool_vox:
-            counts in voxels, since a squashed grid has no one size of voxel.
+        network: ``ymamba`` or ``exact-vit``. net: its numbers. prep, convention: name of a `Pipeline`, and
+            whose. pool_vox: counts in voxels, since a squashed grid has no one size of voxel.
     """
 
     name: str
     network: str
-    net: YMambaConfig
+    net: YMambaConfig | ExactViTConfig
     prep: str
     convention: Literal["hilum", "paper"]
     pool_vox: PoolVox
@@ -131,7 +132,7 @@ class ExactPreset:
             k: n for k, n in counts.items() if not isinstance(n, int) or isinstance(n, bool) or n < 1
         }:
             raise WeightsError("CONFIG_VALUE", "preset.pool_vox counts voxels", expected="from 1", got=wrong)
-        net = YMambaConfig(**_numbers(data["net"], YMambaConfig))
+        net = _exact_net(data["network"], data["net"])
         pipeline(data["prep"])
         return cls(data["name"], data["network"], net, data["prep"], data["convention"], PoolVox(**counts))
 
@@ -145,7 +146,7 @@ AnyPreset = Preset | BackbonePreset | ExactPreset
 AnyKind = type[Preset] | type[BackbonePreset] | type[ExactPreset]
 
 NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
-    {"ynet": Preset, "cam": Preset, "vit": BackbonePreset, "ymamba": ExactPreset}
+    {"ynet": Preset, "cam": Preset, "vit": BackbonePreset, "ymamba": ExactPreset, "exact-vit": ExactPreset}
 )
 """Every network that a preset can name, and how it is described."""
 
@@ -171,9 +172,19 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def _numbers(
-    data: Mapping[str, Any], kind: type[YNetConfig] | type[ViTConfig] | type[YMambaConfig]
-) -> dict[str, Any]:
+def _exact_net(network: str, data: Mapping[str, Any]) -> YMambaConfig | ExactViTConfig:
+    if network == "ymamba":
+        return YMambaConfig(**_numbers(data, YMambaConfig))
+    if "backbone" not in data:
+        raise WeightsError("CONFIG_KEY", "preset.net has a backbone", expected="backbone", got=sorted(data))
+    numbers = {**_numbers(data, ExactViTConfig), "backbone": _numbers(data["backbone"], ViTConfig)}
+    return ExactViTConfig.read(numbers)
+
+
+NetKind = type[YNetConfig] | type[ViTConfig] | type[YMambaConfig] | type[ExactViTConfig]
+
+
+def _numbers(data: Mapping[str, Any], kind: NetKind) -> dict[str, Any]:
     """A network's numbers under names that its configuration has."""
     known = sorted(f.name for f in fields(kind))
     if wrong := sorted(set(data) - set(known)):
@@ -198,12 +209,13 @@ def build_backbone(preset: BackbonePreset) -> ViT:
     return ViT(preset.net)
 
 
-def build_exact(preset: ExactPreset) -> YMamba:
+def build_exact(preset: ExactPreset) -> YMamba | ExactViT:
     """The preset's network with fresh weights."""
-    return YMamba(preset.net)
+    net = preset.net
+    return YMamba(net) if isinstance(net, YMambaConfig) else ExactViT(net)
 
 
-def build(preset: AnyPreset) -> YNet | CamNet | ViT | YMamba:
+def build(preset: AnyPreset) -> YNet | CamNet | ViT | YMamba | ExactViT:
     """Whichever the preset describes."""
     if isinstance(preset, ExactPreset):
         return build_exact(preset)

@@ -6,8 +6,8 @@ Per channel e and state n, over time t (Gu & Dao 2023, algorithm 2; discretised 
     h_t   = exp(step * a[e, n]) * h_{t-1} + step * b_t[n] * x_t[e]
     out_t = (sum over n of c_t[n] * h_t + d[e] * x_t[e]) * silu(z_t[e])
 
-Ways to the same numbers: `sequential`, a loop over tokens that is slow and plain; `chunked`, for CPU cores;
-`mamba_ssm`, the authors' kernels where they are installed.
+Four ways to the same numbers: `sequential`, a loop over tokens that is slow and plain; `chunked`, for CPU
+cores; `triton`, kernels for GPUs; `mamba_ssm`, the authors' kernels where they are installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hilum.errors import UsageError
 from hilum.model.selective_scan_chunked import Inputs, scan_chunked
 from hilum.tensors import ChannelValues, StateDecays, StateTokens, Tokens
 
-Backend = Literal["auto", "sequential", "chunked", "mamba_ssm"]
+Backend = Literal["auto", "sequential", "chunked", "triton", "mamba_ssm"]
 
 
 def scan_sequential(inputs: Inputs) -> Tensor:
@@ -62,8 +62,8 @@ def selective_scan(
 
     Args:
         x, delta, z: (B, T, E). a: (E, N), negative. b, c: (B, T, N). d, bias: (E).
-        softplus: of delta + bias. backend: ``auto`` takes `mamba_ssm` for CUDA tensors where it is
-            installed, and `chunked` otherwise.
+        softplus: of delta + bias. backend: ``auto`` takes `mamba_ssm`, else `triton`, for CUDA tensors where
+            they are installed, and `chunked` otherwise.
 
     Raises:
         UsageError: `EXTRA_MISSING` for a backend that is not installed.
@@ -81,7 +81,7 @@ def choose(x: Tensor) -> Backend:
     """What `auto` takes for a tensor like x. Float64 is nobody's but ours."""
     if not x.is_cuda or x.dtype == torch.float64:
         return "chunked"
-    return "mamba_ssm" if installed("mamba_ssm") else "chunked"
+    return "mamba_ssm" if installed("mamba_ssm") else "triton" if installed("triton") else "chunked"
 
 
 @cache
@@ -100,7 +100,11 @@ def _scan(inputs: Inputs, backend: Backend) -> Tensor:
             "EXTRA_MISSING", "a scan's backend is installed", expected=backend, got="nothing of that name",
             hint='backend="auto" takes what there is.',
         )  # fmt: skip
-    return _scan_mamba_ssm(inputs)
+    if backend == "mamba_ssm":
+        return _scan_mamba_ssm(inputs)
+    from hilum.model.selective_scan_triton import scan_triton
+
+    return scan_triton(inputs)
 
 
 def _scan_mamba_ssm(i: Inputs) -> Tensor:

@@ -14,6 +14,7 @@ Source: Gu & Dao 2023, §3.3 (recomputation); Blelloch 1990 (scan of a linear re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 BLOCK_BYTES = 2**20 * 3 // 4
 """Of one (time, state, channel) array. Three of them share a second-level cache."""
-STEPS = 8
+STEPS = 16
 """Steps of a chunk."""
 
 
@@ -69,79 +70,103 @@ class Inputs:
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-@dataclass
-class States:
-    """One block, as (B, chunks, steps, N, E).
+class Room:
+    """Memory for one block of (B, chunks, steps, N, E), used again for every block of its size.
 
     Args:
-        part: its inputs. step: their step sizes. decay: exp(step * a). product: of the decays of a chunk up
-            to each step. state: after each step.
+        shape: of it. like: a tensor of the type wanted. backward: with what the backward pass needs.
+
+    Attributes:
+        decay: exp(step * a). product: of the decays of a chunk up to each step. state: after each step.
+            starts: state before each chunk. sent: gradient of each state.
     """
 
-    part: Inputs
-    step: Tensor
-    decay: Tensor
-    product: Tensor
-    state: Tensor
+    def __init__(self, shape: Sequence[int], like: Tensor, backward: bool) -> None:
+        self.backward = backward
+        self.decay, self.state = like.new_empty(shape), like.new_empty(shape)
+        self.product = like.new_empty(shape) if backward else self.decay
+        self.sent = like.new_empty(shape) if backward else self.state
+        self.starts = like.new_empty((shape[0], shape[1] + 1, *shape[3:]))
+        # views are taken once: at a few microseconds each they would cost as much as the arithmetic
+        self.decays, self.products, self.states, self.sents = (
+            part.unbind(2) for part in (self.decay, self.product, self.state, self.sent)
+        )
+        self.starting = self.starts.unbind(1)
+        self.ends = list(zip(self.states[-1].unbind(1), self.products[-1].unbind(1), strict=True))
+        self.begins = list(
+            zip(self.sents[0].unbind(1), self.products[0].unbind(1), self.decays[0].unbind(1), strict=True)
+        )
 
     @property
-    def end(self) -> Tensor:
-        """State (B, N, E) after the block."""
-        return self.state[:, -1, -1]
+    def flat_state(self) -> Tensor:
+        """States (B, T, N, E)."""
+        return self.state.flatten(1, 2)
 
 
-def _rows(per_step: Tensor, steps: int) -> Tensor:
+class Rooms:
+    """The memory of one pass: a room for whole blocks, another for the rest."""
+
+    def __init__(self, backward: bool) -> None:
+        self.backward = backward
+        self.known: dict[int, Room] = {}
+
+    def of(self, part: Inputs) -> Room:
+        """The room for a block of that many steps."""
+        batch, time = part.x.shape[:2]
+        if time not in self.known:
+            steps = STEPS if time % STEPS == 0 else time
+            shape = (batch, time // steps, steps, *part.a.shape)
+            self.known[time] = Room(shape, part.x, self.backward)
+        return self.known[time]
+
+
+def _rows(per_step: Tensor, room: Room) -> Tensor:
     """(B, T, ...) -> (B, chunks, steps, ...)."""
-    return per_step.unflatten(1, (-1, steps))
+    return per_step.unflatten(1, room.state.shape[1:3])
 
 
-def _block(part: Inputs, before: Tensor, keep: bool) -> States:
-    """Every state of a block.
-
-    Args:
-        before: state (B, N, E) at its start. keep: the decays are needed as they are, too.
-    """
-    time = part.x.shape[1]
-    steps = STEPS if time % STEPS == 0 else time
-    step = F.softplus(part.raw()) if part.softplus else part.raw()
-    decay = _rows(step, steps)[..., None, :] * part.a
-    decay.exp_()
-    state = _rows(step * part.x, steps)[..., None, :] * _rows(part.b, steps)[..., None]
-    product = torch.empty_like(decay) if keep else decay
-    if keep:
-        product[:, :, 0] = decay[:, :, 0]
-    for t in range(1, steps):
-        state[:, :, t].addcmul_(decay[:, :, t], state[:, :, t - 1])
-        torch.mul(decay[:, :, t], product[:, :, t - 1], out=product[:, :, t])
-    starts = torch.empty_like(state[:, :, 0])
-    for k in range(starts.shape[1]):
-        starts[:, k] = before
-        before = torch.addcmul(state[:, k, -1], product[:, k, -1], before)
-    state.addcmul_(product, starts[:, :, None])
-    return States(part, step, decay, product, state)
+def _fill(part: Inputs, step: Tensor, before: Tensor, room: Room) -> Tensor:
+    """Every state of a block, from the state (B, N, E) before it; returns the one after it."""
+    torch.mul(_rows(step, room)[..., None, :], part.a, out=room.decay).exp_()
+    torch.mul(_rows(step * part.x, room)[..., None, :], _rows(part.b, room)[..., None], out=room.state)
+    if room.backward:
+        room.products[0].copy_(room.decays[0])
+    for t in range(1, len(room.states)):
+        room.states[t].addcmul_(room.decays[t], room.states[t - 1])
+        torch.mul(room.decays[t], room.products[t - 1], out=room.products[t])
+    room.starting[0].copy_(before)
+    for k, (end, product) in enumerate(room.ends):
+        torch.addcmul(end, product, room.starting[k], out=room.starting[k + 1])
+    room.state.addcmul_(room.product, room.starts[:, :-1, None])
+    return room.starting[-1].clone()
 
 
-def _read(block: States) -> Tensor:
+def _step(part: Inputs) -> Tensor:
+    return F.softplus(part.raw()) if part.softplus else part.raw()
+
+
+def _read(part: Inputs, room: Room) -> Tensor:
     """c · state of every step, and the skip: (B, T, E)."""
-    part = block.part
-    y = torch.matmul(part.c[:, :, None], block.state.flatten(1, 2))[:, :, 0]
+    y = torch.matmul(part.c[:, :, None], room.flat_state)[:, :, 0]
     return y if part.d is None else y.addcmul_(part.x, part.d)
 
 
-def _forward(inputs: Inputs) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Output, last state (B, N, E), and the state before every block."""
+def _forward(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+    """Output, and the state before every block."""
     out = torch.empty_like(inputs.x, memory_format=torch.contiguous_format)
-    before = inputs.x.new_zeros((len(inputs.x), *inputs.a.shape))
-    kept = []
+    state = inputs.x.new_zeros((len(inputs.x), *inputs.a.shape))
+    kept, rooms = [], Rooms(backward=False)
     for start, stop in inputs.spans():
-        kept.append(before)
-        block = _block(inputs.part(start, stop), before, keep=False)
-        y = _read(block)
-        if block.part.z is not None:
-            y.mul_(F.silu(block.part.z))
-        out[:, start:stop] = y
-        before = block.end.clone()
-    return out, before, kept
+        kept.append(state)
+        part = inputs.part(start, stop)
+        room = rooms.of(part)
+        state = _fill(part, _step(part), state, room)
+        y = _read(part, room)
+        if part.z is None:
+            out[:, start:stop] = y
+        else:
+            torch.mul(y, F.silu(part.z), out=out[:, start:stop])
+    return out, kept
 
 
 @dataclass(frozen=True)
@@ -166,76 +191,84 @@ class Gradients:
         return cls(x, delta, torch.zeros_like(inputs.a), b, c, per_channel, z, per_channel.clone())
 
 
-def _sensitivity(block: States, dy: Tensor, after: Tensor) -> Tensor:
-    """Gradient of every state of a block, through all that follows it.
+def _send(part: Inputs, dy: Tensor, after: Tensor, room: Room) -> Tensor:
+    """Gradient of every state of a block, through all that follows it; returns that of the state before it.
 
     Args:
         dy: of what is read, (B, T, E). after: of the state at the block's end, from later blocks.
 
-    Overwrites `block.product`.
+    Overwrites the room's products: from each step to the end of its chunk.
     """
-    decay, steps = block.decay, block.decay.shape[2]
-    found = _rows(dy, steps)[..., None, :] * _rows(block.part.c, steps)[..., None]
-    # from each step to the end of its chunk
-    product = block.product
-    product[:, :, -1] = 1.0
-    for t in range(steps - 2, -1, -1):
-        found[:, :, t].addcmul_(decay[:, :, t + 1], found[:, :, t + 1])
-        torch.mul(decay[:, :, t + 1], product[:, :, t + 1], out=product[:, :, t])
-    ends = torch.empty_like(found[:, :, 0])
-    for k in range(ends.shape[1] - 1, -1, -1):
-        ends[:, k] = after
-        after = torch.addcmul(found[:, k, 0], product[:, k, 0], after).mul_(decay[:, k, 0])
-    return found.addcmul_(product, ends[:, :, None])
+    torch.mul(_rows(dy, room)[..., None, :], _rows(part.c, room)[..., None], out=room.sent)
+    room.products[-1].fill_(1.0)
+    for t in range(len(room.states) - 2, -1, -1):
+        room.sents[t].addcmul_(room.decays[t + 1], room.sents[t + 1])
+        torch.mul(room.decays[t + 1], room.products[t + 1], out=room.products[t])
+    room.starting[-1].copy_(after)
+    for k in range(len(room.begins) - 1, -1, -1):
+        sent, product, decay = room.begins[k]
+        torch.addcmul(sent, product, room.starting[k + 1], out=room.starting[k]).mul_(decay)
+    room.sent.addcmul_(room.product, room.starts[:, 1:, None])
+    return room.starting[0].clone()
 
 
-def _block_backward(block: States, before: Tensor, dout: Tensor, after: Tensor, into: Gradients) -> Tensor:
+def _of_steps(part: Inputs, step: Tensor, before: Tensor, room: Room, into: Gradients) -> Tensor:
+    """Gradient of step sizes through the decays, and of a.
+
+    That of step * a is each state's own, times what the decay let through of the state before it. Overwrites
+    the room's decays.
+    """
+    log = room.decay.flatten(1, 2).mul_(room.sent.flatten(1, 2))
+    log[:, 1:].mul_(room.flat_state[:, :-1])
+    log[:, 0].mul_(before)
+    found = torch.zeros_like(step)
+    for n, row in enumerate(part.a):
+        found.addcmul_(log[:, :, n], row)
+    into.a.add_(log.mul_(step[:, :, None]).sum((0, 1)))
+    return found
+
+
+def _block_backward(
+    part: Inputs, before: Tensor, dout: Tensor, after: Tensor, room: Room, into: Gradients
+) -> Tensor:
     """Gradients of one block's inputs; returns that of the state before it.
 
     Args:
-        before: state at its start. dout: of its output. after: of the state at its end. into: views of the
-            block's rows.
+        part: the block. before: state at its start. dout: of its output. after: of the state at its end.
+            room: memory. into: views of the block's rows.
     """
-    part = block.part
-    dy = dout
+    step, dy = _step(part), dout
+    _fill(part, step, before, room)
     if part.z is not None and into.z is not None:
         gate = torch.sigmoid(part.z)
         dy = dout * (part.z * gate)
-        into.z.copy_(dout * _read(block) * (gate * (1 + part.z * (1 - gate))))
-    g = _sensitivity(block, dy, after)
-    flat, state = g.flatten(1, 2), block.state.flatten(1, 2)
-    into.c.copy_(torch.matmul(state, dy[..., None])[..., 0])
-    into.b.copy_(torch.matmul(flat, (block.step * part.x)[..., None])[..., 0])
-    of_input = torch.matmul(part.b[:, :, None], flat)[:, :, 0]
-    first = block.decay[:, 0, 0] * g[:, 0, 0]
-    # gradient of step * a: each state's own, times what the decay let through of the state before it
-    log = block.decay.flatten(1, 2).mul_(flat)
-    log[:, 1:].mul_(state[:, :-1])
-    log[:, 0].mul_(before)
-    step = of_input * part.x
-    for n, row in enumerate(part.a):
-        step.addcmul_(log[:, :, n], row)
-    into.a.add_(log.mul_(block.step[:, :, None]).sum((0, 1)))
-    dx = of_input.mul_(block.step)
+        into.z.copy_(dout * _read(part, room) * (gate * (1 + part.z * (1 - gate))))
+    first = _send(part, dy, after, room)
+    sent = room.sent.flatten(1, 2)
+    into.c.copy_(torch.matmul(room.flat_state, dy[..., None])[..., 0])
+    into.b.copy_(torch.matmul(sent, (step * part.x)[..., None])[..., 0])
+    entered = torch.matmul(part.b[:, :, None], sent)[:, :, 0]
+    of_step = _of_steps(part, step, before, room, into).addcmul_(entered, part.x)
+    dx = entered.mul_(step)
     if part.d is not None:
         into.d.add_((dy * part.x).sum((0, 1)))
         dx.addcmul_(dy, part.d)
     into.x.copy_(dx)
-    into.delta.copy_(step.mul_(torch.sigmoid(part.raw())) if part.softplus else step)
+    into.delta.copy_(of_step.mul_(torch.sigmoid(part.raw())) if part.softplus else of_step)
     into.bias.add_(into.delta.sum((0, 1)))
     return first
 
 
 def _backward(inputs: Inputs, kept: Tensor, dout: Tensor) -> Gradients:
     """Gradients of every input, block by block from the last."""
-    total = Gradients.of(inputs)
+    total, rooms = Gradients.of(inputs), Rooms(backward=True)
     after = torch.zeros_like(kept[0])
     for before, (start, stop) in reversed(list(zip(kept, inputs.spans(), strict=True))):
         x, delta, b, c = (t[:, start:stop] for t in (total.x, total.delta, total.b, total.c))
         z = None if total.z is None else total.z[:, start:stop]
         into = Gradients(x, delta, total.a, b, c, total.d, z, total.bias)
-        block = _block(inputs.part(start, stop), before, keep=True)
-        after = _block_backward(block, before, dout[:, start:stop], after, into)
+        part = inputs.part(start, stop)
+        after = _block_backward(part, before, dout[:, start:stop], after, rooms.of(part), into)
     return total
 
 
@@ -246,7 +279,7 @@ class ChunkedScan(torch.autograd.Function):
     def forward(ctx: Any, *values: Any) -> Tensor:
         """See `Inputs` for the values."""
         inputs = Inputs(*values)
-        out, _, kept = _forward(inputs)
+        out, kept = _forward(inputs)
         if any(ctx.needs_input_grad):
             *tensors, ctx.softplus = values
             ctx.save_for_backward(*tensors, torch.stack(kept))
