@@ -12,6 +12,7 @@ from hilum.convert.exact import import_exact
 from hilum.errors import OutputError, UsageError, WeightsError
 from hilum.io.weights import load_weights, preset_data
 from hilum.model.preset import build_exact, load_state, preset_from
+from hilum.read.scan_model import ScanModel
 from hilum.text.vocabulary import SLUGS
 
 OTHERS = {"first": "conv1", "second": "conv2", "skip": "conv3"}
@@ -81,6 +82,9 @@ def test_weights_and_thresholds_are_the_published_ones(tmp_path, network, prefix
     other = build_exact(preset_from(preset_data(card["preset"])))
     load_state(other, {name: torch.from_numpy(array) for name, array in tensors.items()})
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    model = ScanModel.load(str(tmp_path / "out"))
+    assert model.name == "exact-nano" and not model.calibrated
+    assert model.map_thresholds == model.thresholds == card["thresholds"]
     assert list(card["thresholds"]) == list(SLUGS)
     assert card["thresholds"]["medical_material"] == 0.1 and card["thresholds"]["septal_thickening"] == 0.9
     assert card["licence"] == "none stated" and "no licence" in card["terms"] and not card["synthetic"]

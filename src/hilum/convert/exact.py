@@ -123,6 +123,7 @@ def import_exact(source: Path, folder: Path, *, preset: str = "exact-ymamba") ->
     with open_foreign(source, arrays=True, skip=UNREAD) as foreign:
         table = account(foreign, rules_of(prefix_of(foreign)))
         tensors = table.tensors(foreign, own)
+        thresholds = thresholds_of(foreign)
         card = {
             "name": folder.name,
             "preset": preset,
@@ -130,8 +131,9 @@ def import_exact(source: Path, folder: Path, *, preset: str = "exact-ymamba") ->
             "trained_on": TRAINED_ON,
             "licence": LICENCE,
             "terms": TERMS,
-            "thresholds": thresholds_of(foreign),
-            "map_thresholds": {},
+            "thresholds": thresholds,
+            # the public code draws its maps from the same threshold on
+            "map_thresholds": thresholds,
             "use": "research; not a medical device; not for diagnosis",
             "source": {"form": foreign.form, "sha256": foreign.sha256, "values": dict(foreign.plain)},
         }
