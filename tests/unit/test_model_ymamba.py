@@ -54,8 +54,9 @@ def test_checkpointing_changes_no_number():
 
 
 def test_what_it_refuses():
-    with pytest.raises(InputRefused, match="MODEL_INPUT"):
-        YMamba(TINY)(a_scan(16, 20, 16))
+    for shape in ((16, 20, 16), (16, 16, 16)):
+        with pytest.raises(InputRefused, match="MODEL_INPUT"):
+            YMamba(TINY)(a_scan(*shape))
     with pytest.raises(WeightsError, match="CONFIG_VALUE"):
         YMambaConfig(mixer="v3")
 

@@ -166,11 +166,13 @@ class YMamba(nn.Module):
         """Features at 1/1, 1/2, 1/4, 1/8 and 1/16, which both decoders read.
 
         Raises:
-            InputRefused: `MODEL_INPUT` for an axis that is not a multiple of 16.
+            InputRefused: `MODEL_INPUT` for an axis that is not a multiple of 16, or no axis above 16: an
+                instance norm needs two voxels.
         """
-        if any(n % MULTIPLE for n in scan.shape[2:]):
+        if any(n % MULTIPLE for n in scan.shape[2:]) or max(scan.shape[2:]) <= MULTIPLE:
             raise InputRefused(
-                "MODEL_INPUT", "every axis of a scan is a multiple of 16", expected="multiples of 16",
+                "MODEL_INPUT", "every axis of a scan is a multiple of 16, one is more",
+                expected="multiples of 16",
                 got=tuple(scan.shape[2:]),
             )  # fmt: skip
         inputs = [scan, *self.encoder(scan)]
