@@ -229,3 +229,19 @@ def test_published_maps_can_be_read_back(stores, base, tmp_path, tiny_preset):
     assert np.allclose(shown, output.shown, atol=1e-6)
     told = (tmp_path / "prediction_info.txt").read_text()
     assert f"Emphysema\t1\t{present}" in told and "Cardiomegaly\tNA" in told and "ynthetic" in told
+
+
+def test_probes_read_the_encoder_of_whole_scans(stores, base, tiny_preset):
+    from hilum.exam.exact_probes import dense_features, fresh, is_dense
+    from hilum.read.scan_model import ScanModel as Model
+
+    model = Model.load(str(base))
+    store = open_store(stores[0])
+    found = dense_features(model.network, store, store.keys)
+    assert found.shape == (4, 8 + 8 + 8) and is_dense(base) and not is_dense(stores[0])
+    scan = open_volume(stores[0].parent / "scans" / "scan2.nii.gz")
+    tensor, _ = model.way.pipeline.apply(scan)
+    with torch.inference_mode():
+        levels = model.network.skip_features(tensor)[-3:]
+    assert np.allclose(found[2], torch.cat([x.mean((2, 3, 4))[0] for x in levels]).numpy(), atol=1e-3)
+    assert not np.allclose(dense_features(fresh(model, 5), store, store.keys), found, atol=1e-2)

@@ -25,11 +25,12 @@ def run_frozen(
     """The suite's result, with `text` for a terminal.
 
     Args:
-        folders: of encoders. cohort: prepared. fractions: of the training patients.
+        folders: of encoders, or of models of EXACT. cohort: prepared. fractions: of the training patients.
         patch: voxels, None for each encoder's own. device: where networks run.
         bf16: matrix products in bfloat16.
         out: folder for frozen.json and frozen.md; None writes nothing. quiet: no progress.
     """
+    from hilum.exam.exact_probes import examine_dense, is_dense
     from hilum.exam.frozen import examine_frozen
     from hilum.exam.frozen_models import Looking
     from hilum.exam.frozen_table import as_markdown, as_text
@@ -39,7 +40,10 @@ def run_frozen(
     looking = Looking(patch=patch, device=device, bf16=bf16, cache=cache_folder() / "features")
     paths = [Path(folder) for folder in folders]
     with progress_bars(quiet) as steps:
-        result = examine_frozen(paths, cohort, looking=looking, fractions=fractions, steps=steps)
+        if all(map(is_dense, paths)):
+            result = examine_dense(paths, cohort, fractions=fractions, device=device, steps=steps)
+        else:
+            result = examine_frozen(paths, cohort, looking=looking, fractions=fractions, steps=steps)
     facts = result.as_dict()
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

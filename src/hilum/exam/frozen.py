@@ -87,7 +87,7 @@ def examine_frozen(
     told = steps or (lambda what, done, total: None)
     sets = passes(loaded, cohort, looking, seeds.untrained)
     bench = Bench.of(cohort, seeds)
-    rows = [_majority(bench)]
+    rows = [majority(bench)]
     made = []
 
     def seen(scans: int) -> None:
@@ -128,7 +128,7 @@ def positives_of(cohort: FrozenCohort) -> dict[str, dict[str, int]]:
     }
 
 
-def _majority(bench: Bench) -> Measured:
+def majority(bench: Bench) -> Measured:
     """The same answer for every scan: where chance lies for each measure."""
     scores = np.zeros((len(bench.cohort.rows("test")), len(SLUGS))) + bench.learnable()
     return bench.measured("no information", "constant", 1.0, [scores])

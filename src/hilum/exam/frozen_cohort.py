@@ -102,7 +102,9 @@ def open_cohort(root: Path) -> FrozenCohort:
             for a missing split.
     """
     manifest = read_manifest(root)
-    stores = {path.parent.name: open_store(path.parent) for path in sorted(root.glob(f"*/{STORE_FILE}"))}
+    found = {path.parent.name: open_store(path.parent) for path in sorted(root.glob(f"*/{STORE_FILE}"))}
+    # masks beside scans are no scans
+    stores = {name: store for name, store in found.items() if store.prep["values"] != "bits"}
     if not stores:
         raise ContainerError(
             "NOT_FOUND",
