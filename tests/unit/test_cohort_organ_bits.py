@@ -180,3 +180,29 @@ def test_a_mask_that_holds_nothing_is_refused(tmp_path, scan):
     job = MaskJob("a", str(path), record=record, root=str(tmp_path))
     with pytest.raises(ContainerError, match="MASK_MISSING"):
         MaskPreparation(PIPELINES["exact"], OwnRegions()).to_store(volume, job)
+
+
+def test_totalsegmentators_masks_say_what_they_do_not_know(tmp_path, scan):
+    from hilum.read.mask_sources import TotalSegmentatorMasks
+
+    folder = tmp_path / "masks" / "a"
+    folder.mkdir(parents=True)
+    for at, name in ((10, "lung_upper_lobe_left"), (30, "heart"), (50, "trachea"), (60, "rib_left_1")):
+        mask = np.zeros(scan.source.shape, np.uint8)
+        mask[at : at + 6, 15:25, 10:20] = 1
+        write_nifti(folder / f"{name}.nii.gz", mask, scan.source)
+    source, record = TotalSegmentatorMasks(str(tmp_path / "masks")), ScanRecord("a", "a.nii.gz", "x:a")
+    assert source.has(record) and not source.has(replace(record, key="b"))
+    found = source.masks(scan, MaskJob("a", "a.nii.gz", record=record, root=str(tmp_path)))
+    # bronchi and the rest of the mediastinum are not in the file, and are not claimed to be absent
+    assert set(found) == {"lung", "heart", "pleura"}
+    assert found["lung"].sum() == found["heart"].sum() == 600
+    write_nifti(folder / "vertebrae_T5.nii.gz", np.ones(scan.source.shape, np.uint8), scan.source)
+    whole = source.masks(scan, MaskJob("a", "a.nii.gz", record=record, root=str(tmp_path)))
+    assert whole["global"].all() and set(whole) == {*found, "global"}
+    own = replace(record, masks=(MaskRef("totalsegmentator", "ts.nii.gz", "labels"),))
+    labels = np.zeros(scan.source.shape, np.uint8)
+    labels[10:16, 15:25, 10:20] = 10
+    write_nifti(tmp_path / "ts.nii.gz", labels, scan.source)
+    job = MaskJob("a", "a.nii.gz", record=own, root=str(tmp_path))
+    assert TotalSegmentatorMasks().masks(scan, job)["lung"].sum() == 600
