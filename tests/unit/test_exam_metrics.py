@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from hilum.exam.choose import apply, best_map_threshold, logistic
-from hilum.exam.metrics import MAP_THRESHOLDS, auroc, bootstrap, dice, dice_curve, nanmean, youden
+from hilum.exam.calibrate import logistic
+from hilum.exam.choose import best_map_threshold
+from hilum.exam.metrics import MAP_THRESHOLDS, auroc, dice, dice_curve, nanmean, youden
 from hilum.geometry import Geometry
+from hilum.read.calibration import platt
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,20 +43,12 @@ def test_youden_finds_the_gap():
     assert 0.3 < youden(scores, truth) < 0.7
 
 
-def test_bootstrap_covers_the_mean_and_repeats():
-    values = np.random.default_rng(1).normal(2.0, 1.0, 80)
-    low, high = bootstrap(lambda i: float(values[i].mean()), 80)
-    assert low < values.mean() < high
-    assert (low, high) == bootstrap(lambda i: float(values[i].mean()), 80)
-    assert high - low == pytest.approx(4 * values.std() / np.sqrt(80), rel=0.25)
-
-
 def test_calibration_keeps_order_and_moves_towards_frequency():
     generator = np.random.default_rng(2)
     truth = generator.random(200) < 0.2
     p = np.clip(0.6 + 0.2 * truth + 0.1 * generator.normal(size=200), 0.01, 0.99)
     scale, offset = logistic(p, truth)
-    calibrated = apply(p, scale, offset)
+    calibrated = platt(p, scale, offset)
     assert scale > 0
     assert calibrated.mean() == pytest.approx(truth.mean(), abs=0.05)
     assert auroc(calibrated, truth) == pytest.approx(auroc(p, truth))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -118,6 +119,20 @@ def progress(
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+def write_files(out: Path, texts: Mapping[str, str]) -> None:
+    """Texts into a folder, which is made; each in one step.
+
+    Raises:
+        OutputError: see `atomic_write`.
+    """
+    from hilum.io.atomic import atomic_write
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        with atomic_write(out / name) as file:
+            file.write(text.encode("utf-8"))
 
 
 def _answers(chosen: dict[str, Any]) -> Answers:

@@ -1,4 +1,4 @@
-"""`hilum exam MODEL --suite phantom|samples|frozen`, `hilum exam --suite report`."""
+"""`hilum exam MODEL --suite phantom|samples|frozen|diagnosis|localize`, `hilum exam --suite report`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from hilum.cli.exam_options import suite_options
+
 EXAM_SEED = 9_000_000
 """First seed of the exam phantoms; training and validation count from other bases."""
 
@@ -16,7 +18,7 @@ EXAM_SEED = 9_000_000
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
     "--suite",
-    type=click.Choice(["phantom", "samples", "frozen", "report"]),
+    type=click.Choice(["phantom", "samples", "frozen", "diagnosis", "localize", "report"]),
     required=True,
     help="Which frozen protocol.",
 )
@@ -28,8 +30,9 @@ EXAM_SEED = 9_000_000
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes, 4 GB each.")
 @click.option(
     "--cohort",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="frozen: what hilum prepare --prep PRESET left.",
+    type=click.Path(path_type=Path, exists=True),
+    help="frozen: what hilum prepare --prep PRESET left; diagnosis: what hilum prepare left or its manifest; "
+    "localize: that, or a data set's folder.",
 )
 @click.option(
     "--fraction",
@@ -66,8 +69,9 @@ EXAM_SEED = 9_000_000
     "--out",
     type=click.Path(path_type=Path),
     default=None,
-    help="Write the table as JSON here too; frozen: a folder for JSON and Markdown.",
+    help="A folder for tables as JSON and Markdown and for diagrams; a name with .json: the JSON alone.",
 )
+@suite_options
 @click.option("--json", "as_json", is_flag=True, help="Print the tables as JSON.")
 def exam(
     models: tuple[str, ...],
@@ -86,22 +90,31 @@ def exam(
     radgraph: bool,
     out: Path | None,
     as_json: bool,
+    more: dict[str, Any],
 ) -> None:
     """Every number we publish: a model on a frozen suite, baseline in the same run.
 
-    phantom and samples examine one model that reads scans. frozen probes the features of encoders, any number
-    of them on the same scans (docs/exam-frozen.md). report needs no model, but --reports and --truth
-    (docs/report.md).
+    phantom, samples, diagnosis and localize examine one model that reads scans; diagnosis and localize also
+    what any other model wrote (docs/exam-diagnosis.md, docs/exam-localize.md). frozen probes the features of
+    encoders, any number of them on the same scans (docs/exam-frozen.md). report needs no model, but --reports
+    and --truth (docs/report.md).
     """
     if suite == "report":
         from hilum.cli.exam_reports import run_reports
 
         if models or reports is None or truth is None:
             raise click.UsageError("--suite report needs --reports and --truth, and no model")
-        _tell(run_reports(reports, truth, with_radgraph=radgraph, quiet=as_json), out, as_json)
+        _tell(run_reports(reports, truth, with_radgraph=radgraph, quiet=as_json), suite, out, as_json)
         return
-    if not models:
+    if not models and not (more["predictions"] or more["maps"]):
         raise click.UsageError(f"--suite {suite} needs a MODEL")
+    if suite in ("diagnosis", "localize"):
+        if cohort is None:
+            raise click.UsageError(f"--suite {suite} needs --cohort")
+        run = _diagnosis if suite == "diagnosis" else _localize
+        result = run(models, cohort, choose, out, as_json, more)
+        click.echo(_json(result) if as_json else result["text"])
+        return
     if suite == "frozen":
         from hilum.cli.exam_frozen import run_frozen
 
@@ -128,19 +141,64 @@ def exam(
         if choose:
             _choose(names, workers)
         result = _phantoms(names, cases, workers)
-    _tell(result, out, as_json)
+    _tell(result, suite, out, as_json)
 
 
-def _tell(result: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    """Prints the tables; writes them as JSON where `--out` says."""
-    text = json.dumps(result, indent=2)
+def _tell(result: dict[str, Any], suite: str, out: Path | None, as_json: bool) -> None:
+    """Prints the tables; writes them where `--out` says."""
+    svg = result.pop("svg", None)
+    text = _json(result)
     if out:
-        from hilum.io.atomic import atomic_write
+        from hilum.cli.common import write_files
 
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as file:
-            file.write((text + "\n").encode())
+        if out.suffix == ".json":
+            write_files(out.parent, {out.name: text + "\n"})
+        else:
+            drawn = {"reliability.svg": svg} if svg else {}
+            write_files(out, {**drawn, f"{suite}.txt": result["text"] + "\n", f"{suite}.json": text + "\n"})
     click.echo(text if as_json else result["text"])
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=2)
+
+
+def _diagnosis(
+    models: tuple[str, ...], cohort: Path, choose: bool, out: Path | None, quiet: bool, more: dict[str, Any]
+) -> dict[str, Any]:
+    from hilum.cli.exam_diagnosis import run_diagnosis
+
+    return run_diagnosis(
+        models,
+        cohort,
+        predictions=more["predictions"],
+        choose=choose,
+        asked={name: more[name] for name in ("convention", "rule", "label_set", "calcification")},
+        parts=(more["validation_part"], more["test_part"]),
+        out=out,
+        quiet=quiet,
+    )
+
+
+def _localize(
+    models: tuple[str, ...], cohort: Path, choose: bool, out: Path | None, quiet: bool, more: dict[str, Any]
+) -> dict[str, Any]:
+    from hilum.cli.exam_localize import Localizing, run_localize
+
+    if choose or more["convention"] == "fvlm":
+        raise click.UsageError("--suite localize chooses its cuts itself, and knows no convention fvlm")
+    ask = Localizing(
+        more["source"],
+        more["maps"],
+        more["convention"],
+        more["join"],
+        more["grid"],
+        more["cut"],
+        more["chosen"],
+        (more["validation_part"], more["test_part"]),
+        more["tolerance_mm"],
+    )
+    return run_localize(models, cohort, ask, out, quiet)
 
 
 def _samples(model: str) -> dict[str, Any]:
@@ -156,6 +214,7 @@ def _phantoms(names: list[str], cases: int, workers: int) -> dict[str, Any]:
     from hilum.exam.phantom_table import as_text, tabulate
     from hilum.exam.unseen import require_unseen
     from hilum.read.scan_model import ScanModel
+    from hilum.show.reliability import reliability_svg
 
     seeds = range(EXAM_SEED, EXAM_SEED + cases)
     for name in names:
@@ -169,6 +228,7 @@ def _phantoms(names: list[str], cases: int, workers: int) -> dict[str, Any]:
         "seeds": [seeds.start, seeds.stop - 1],
         "tables": [t.as_dict() for t in tables],
         "text": as_text(tables),
+        "svg": reliability_svg(f"{names[0]}, {cases} unseen phantoms (SYNTHETIC)", tables[0].diagrams),
     }
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hilum.cli.common import counted_bars
+from hilum.cli.common import counted_bars, write_files
 
 
 def run_frozen(
@@ -34,7 +34,6 @@ def run_frozen(
     from hilum.exam.frozen import examine_frozen
     from hilum.exam.frozen_models import Looking
     from hilum.exam.frozen_table import as_markdown, as_text
-    from hilum.io.atomic import atomic_write
     from hilum.io.fetch import cache_folder
 
     looking = Looking(patch=patch, device=device, bf16=bf16, cache=cache_folder() / "features")
@@ -46,14 +45,8 @@ def run_frozen(
             result = examine_frozen(paths, cohort, looking=looking, fractions=fractions, steps=steps)
     facts = result.as_dict()
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        written = {
-            "frozen.json": json.dumps(facts, indent=1, allow_nan=False) + "\n",
-            "frozen.md": as_markdown(result),
-        }
-        for name, text in written.items():
-            with atomic_write(out / name) as file:
-                file.write(text.encode("utf-8"))
+        told = json.dumps(facts, indent=1, allow_nan=False) + "\n"
+        write_files(out, {"frozen.json": told, "frozen.md": as_markdown(result)})
     return {**facts, "text": as_text(result)}
 
 

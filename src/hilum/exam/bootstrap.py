@@ -84,3 +84,20 @@ def macro_draws(values: FindingValues) -> Values:
     count = known.sum(1)
     total = np.where(known, values, 0.0).sum(1)
     return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0)
+
+
+def mean_draws(values: Scores, draws: Draws) -> Values:
+    """Mean over the cases that have a value, in every draw; NaN where none was drawn."""
+    has = np.isfinite(values)
+    weight = draws[:, has].sum(1)
+    return np.divide(draws[:, has] @ values[has], weight, out=np.full(len(draws), np.nan), where=weight > 0)
+
+
+def known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
+def listed(row: Interval) -> list[float] | None:
+    """Value, low, high; None where nothing was measured."""
+    return [round(float(x), 5) for x in row] if np.isfinite(row.value) else None

@@ -3,30 +3,72 @@ present."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize
+from jaxtyping import Float64
 
-from hilum.exam.metrics import MAP_THRESHOLDS, youden
+from hilum.exam.calibrate import apply, choose_kind, fit
+from hilum.exam.metrics import MAP_THRESHOLDS
 from hilum.exam.phantom_cases import CaseScore
+from hilum.exam.thresholds import CARD_KEYS, RULES
 from hilum.text.vocabulary import SLUGS
 
+Table = Float64[np.ndarray, "N D"]
 
-def choose(cases: Sequence[CaseScore]) -> dict[str, dict]:
-    """`thresholds`, `map_thresholds` and `calibration` per finding, for a model's card. Validation cases
+
+def choose(cases: Sequence[CaseScore]) -> dict[str, Any]:
+    """Thresholds of scans and voxels and the calibration, per finding, for a model's card. Validation cases
     only."""
     pooled = np.array([case.pooled for case in cases], dtype=np.float64)
-    labels = np.array([case.labels for case in cases]) > 0.5
-    thresholds, maps, calibration = {}, {}, {}
-    for d, slug in enumerate(SLUGS):
-        scale, offset = logistic(pooled[:, d], labels[:, d])
-        calibration[slug] = [round(scale, 5), round(offset, 5)]
-        thresholds[slug] = round(youden(apply(pooled[:, d], scale, offset), labels[:, d]), 5)
-        maps[slug] = round(
-            best_map_threshold([c.findings[slug].curve for c in cases if slug in c.findings]), 5
-        )
-    return {"thresholds": thresholds, "map_thresholds": maps, "calibration": calibration}
+    labels = (np.array([case.labels for case in cases]) > 0.5).astype(np.float64)
+    maps = {
+        slug: round(best_map_threshold([c.findings[slug].curve for c in cases if slug in c.findings]), 5)
+        for slug in SLUGS
+    }
+    return choose_presence(pooled, labels, [case.seed for case in cases]) | {"map_thresholds": maps}
+
+
+def choose_presence(p: Table, labels: Table, patients: Sequence[Hashable]) -> dict[str, Any]:
+    """Calibration and both kinds of thresholds for a card.
+
+    Args:
+        p: raw probabilities of validation cases, 18 in the vocabulary's order. labels: 1, 0 or NaN.
+        patients: of each case.
+
+    Returns:
+        `thresholds`, `thresholds_corner`: on calibrated probabilities. `calibration`: see
+        `hilum.read.calibration`. `calibration_kind` and `calibration_losses`: what was chosen, by what.
+    """
+    kind, losses = choose_kind(p, labels, patients)
+    entries = fit(p, labels, kind)
+    told = apply(p, entries)
+    found: dict[str, Any] = {
+        CARD_KEYS[rule]: {
+            slug: value
+            for slug, value in zip(SLUGS, thresholds(told, labels, rule), strict=True)
+            if np.isfinite(value)
+        }
+        for rule in RULES
+    }
+    held = {slug: entry for slug, entry in zip(SLUGS, entries, strict=True) if entry is not None}
+    return found | {"calibration": held, "calibration_kind": kind, "calibration_losses": losses}
+
+
+def thresholds(p: Table, labels: Table, rule: str) -> list[float]:
+    """From which probability on a finding is present, per column; NaN where validation has one class only.
+
+    Args:
+        p, labels: of validation cases; labels are 1, 0 or NaN. rule: of `exam.thresholds.RULES`.
+    """
+    found = []
+    for column, label in zip(p.T, labels.T, strict=True):
+        seen = np.isfinite(label) & np.isfinite(column)
+        truth = label[seen] > 0.5
+        both = truth.any() and not truth.all()
+        found.append(RULES[rule](column[seen], truth) if both else float("nan"))
+    return found
 
 
 def best_map_threshold(curves: Sequence[Sequence[float]]) -> float:
@@ -35,29 +77,3 @@ def best_map_threshold(curves: Sequence[Sequence[float]]) -> float:
     if not curves:
         return 0.5
     return float(MAP_THRESHOLDS[int(np.mean(np.array(curves), axis=0).argmax())])
-
-
-def logit(p: np.ndarray) -> np.ndarray:
-    """Log odds, kept finite."""
-    clipped = np.clip(p, 1e-6, 1 - 1e-6)
-    return np.log(clipped / (1 - clipped))
-
-
-def apply(p: np.ndarray, scale: float, offset: float) -> np.ndarray:
-    """Calibrated probability."""
-    return 1 / (1 + np.exp(-(scale * logit(p) + offset)))
-
-
-def logistic(p: np.ndarray, truth: np.ndarray, ridge: float = 0.5) -> tuple[float, float]:
-    """Platt's two numbers, the scale kept positive so that order never changes and pulled towards 1:
-    validation is small."""
-    x, y = logit(p), truth.astype(np.float64)
-
-    def cost(theta: np.ndarray) -> float:
-        z = np.exp(theta[0]) * x + theta[1]
-        return float(
-            np.sum(np.logaddexp(0, z) - y * z) + ridge * theta[0] ** 2 + 0.01 * ridge * theta[1] ** 2
-        )
-
-    best = minimize(cost, np.array([-0.5, 0.0]), method="Nelder-Mead", options={"maxiter": 400}).x
-    return float(np.exp(best[0])), float(best[1])

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from hilum.cohort.audit import require_clean
 from hilum.cohort.manifest import MANIFEST, Manifest, read_manifest
 from hilum.cohort.parts import split_parts
 from hilum.cohort.store import STORE_FILE, Store, open_store, read_store_file
 from hilum.errors import ContainerError, UsageError
+from hilum.exam.unseen import require_cohorts_unseen
 from hilum.io.hashing import sha256_of
 from hilum.text.vocabulary import SLUGS
 
@@ -148,19 +148,7 @@ def require_untrained_on(card: Mapping[str, Any], cohort: FrozenCohort) -> str:
     Raises:
         LeakError: `PATIENT_LEAK`, with the rows.
     """
-    parts = (card.get("recipe") or {}).get("data")
-    if not isinstance(parts, list) or not parts:
-        return "its card names no cohort: what it was trained on cannot be compared"
-    looked = []
-    for part in parts:
-        folder, split = Path(str(part.get("cohort"))), str(part.get("split"))
-        if not (folder / MANIFEST).is_file():
-            looked.append(f"{folder.name} ({split}) is not here: not compared")
-            continue
-        names = (f"pretraining of {card.get('name')}", "exam")
-        require_clean(read_manifest(folder).only(split), cohort.manifest.only("test"), names)
-        looked.append(f"{folder.name} ({split}) shares nothing with the test split")
-    return "; ".join(looked)
+    return require_cohorts_unseen(card, cohort.manifest.only("test"))
 
 
 def _number(label: int | None) -> float:

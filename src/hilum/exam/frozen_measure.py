@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from hilum.exam.bootstrap import Interval, auroc_draws, interval, macro_draws, patient_draws, precision_draws
+from hilum.exam.bootstrap import (
+    Interval,
+    auroc_draws,
+    interval,
+    known,
+    listed,
+    macro_draws,
+    patient_draws,
+    precision_draws,
+)
 from hilum.exam.frozen_cohort import FrozenCohort
 from hilum.exam.probe_linear import fit_linear
 from hilum.exam.probe_neighbours import fit_neighbours
@@ -217,16 +226,6 @@ def differences(rows: Sequence[Measured]) -> list[Difference]:
         value = interval(b.macro.value - a.macro.value, b.drawn - a.drawn)
         found.append(Difference(b.name, a.name, a.probe, a.fraction, value))
     return found
-
-
-def known(value: float) -> float | None:
-    """JSON has no NaN."""
-    return round(float(value), 5) if np.isfinite(value) else None
-
-
-def listed(row: Interval) -> list[float] | None:
-    """Value, low, high; None where nothing was measured."""
-    return [round(float(x), 5) for x in row] if np.isfinite(row.value) else None
 
 
 def _with_macro(table: Float64[np.ndarray, "B D"]) -> tuple[tuple[Interval, ...], Interval]:

@@ -18,13 +18,13 @@ INTERVAL = "{0.value:.3f} [{0.low:.3f}, {0.high:.3f}]"
 def as_text(result: FrozenResult) -> str:
     """Macro figures, differences, and figures per finding; those without intervals, which Markdown has."""
     found = [*_macro_tables(result), _per_finding(result, "{0.value:.3f}")]
-    return "\n\n".join(_plain(title, head, body) for title, head, body in found) + "\n"
+    return "\n\n".join(plain_table(title, head, body) for title, head, body in found) + "\n"
 
 
 def as_markdown(result: FrozenResult) -> str:
     """The same tables, with every interval."""
     found = [*_macro_tables(result), _per_finding(result, INTERVAL)]
-    return "\n\n".join(_piped(title, head, body) for title, head, body in found) + "\n"
+    return "\n\n".join(piped(title, head, body) for title, head, body in found) + "\n"
 
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -86,7 +86,8 @@ def _per_finding(result: FrozenResult, how: str) -> Table:
     return "AUROC per finding, linear probes with all training patients and zero-shot", head, body
 
 
-def _plain(title: str, head: list[str], body: list[list[str]]) -> str:
+def plain_table(title: str, head: list[str], body: list[list[str]]) -> str:
+    """A table in columns."""
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
     lines = [
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
@@ -95,6 +96,7 @@ def _plain(title: str, head: list[str], body: list[list[str]]) -> str:
     return "\n".join([title, *lines])
 
 
-def _piped(title: str, head: list[str], body: list[list[str]]) -> str:
+def piped(title: str, head: list[str], body: list[list[str]]) -> str:
+    """A table in Markdown."""
     lines = [f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *body]]
     return "\n".join([title, "", *lines])

@@ -1,16 +1,14 @@
-"""Numbers with intervals: AUROC, Dice curves, bootstrap by patient. NumPy only; scikit-learn is the oracle
+"""AUROC, Dice curves, thresholds; intervals are in `exam.bootstrap`. NumPy only; scikit-learn is the oracle
 in the tests."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float64
 
 from hilum.objective.roc import auroc, youden
 
-__all__ = ["MAP_THRESHOLDS", "auroc", "bootstrap", "dice", "dice_curve", "nanmean", "youden"]
+__all__ = ["MAP_THRESHOLDS", "auroc", "dice", "dice_curve", "nanmean", "youden"]
 
 MAP_THRESHOLDS = 1 / (1 + np.exp(-np.linspace(-7.0, 4.0, 56)))
 """Voxel thresholds that are tried on validation data, from 0.001 to 0.98."""
@@ -30,20 +28,6 @@ def dice_curve(scores: np.ndarray, truth: np.ndarray) -> Float64[np.ndarray, "T"
     above = everywhere[::-1].cumsum()[::-1][1:]
     hits = inside[::-1].cumsum()[::-1][1:]
     return 2.0 * hits / np.maximum(1, above + int(truth.sum()))
-
-
-def bootstrap(
-    statistic: Callable[[np.ndarray], float], cases: int, *, draws: int = 1000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of `statistic(indices)` over resampled cases (one case is one patient); NaN draws are
-    left out."""
-    generator = np.random.default_rng(seed)
-    values = np.array([statistic(generator.integers(0, cases, cases)) for _ in range(draws)])
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        return float("nan"), float("nan")
-    low, high = np.percentile(values, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def nanmean(values: list[float] | np.ndarray) -> float:

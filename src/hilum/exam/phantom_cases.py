@@ -12,6 +12,7 @@ import torch
 
 from hilum.cohort.phantom_set import channel_mask, phantom_volume
 from hilum.cohort.resample import resample
+from hilum.exam.levels import average_precision
 from hilum.exam.metrics import dice, dice_curve
 from hilum.geometry import Geometry
 from hilum.heap import keep_freed_memory
@@ -29,6 +30,7 @@ class Localisation:
         degree: of the lesion. volume_ml: of the truth. curve: Dice at every `metrics.MAP_THRESHOLDS`.
         peak_inside: whether the map's highest voxel lies in the lesion (its own voxels, nothing dilated).
         peak_mm: distance from the peak to the nearest voxel of the lesion, 0 inside.
+        aupr: average precision of the continuous map.
     """
 
     degree: str
@@ -36,11 +38,12 @@ class Localisation:
     curve: list[float]
     peak_inside: bool
     peak_mm: float
+    aupr: float = float("nan")
 
 
 @dataclass
 class CaseScore:
-    """One phantom, one model."""
+    """One phantom, one model; `probabilities` are `pooled` after the card's calibration."""
 
     seed: int
     model: str
@@ -48,6 +51,7 @@ class CaseScore:
     labels: list[float]
     organs: dict[str, float] = field(default_factory=dict)
     findings: dict[str, Localisation] = field(default_factory=dict)
+    probabilities: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict:
         """JSON-ready."""
@@ -59,7 +63,13 @@ def score_case(phantom: Phantom, model: ScanModel) -> CaseScore:
     mm)."""
     volume = phantom_volume(phantom)
     output = model.run(volume)
-    case = CaseScore(phantom.plan.seed, model.name, output.pooled.tolist(), phantom.labels.tolist())
+    case = CaseScore(
+        phantom.plan.seed,
+        model.name,
+        output.pooled.tolist(),
+        phantom.labels.tolist(),
+        probabilities=output.probabilities.tolist(),
+    )
     scene = phantom.scene
 
     def in_world(values: np.ndarray, grid: Geometry = output.grid) -> np.ndarray:
@@ -90,7 +100,12 @@ def _localise(
     inside = distance <= output.grid.spacing_mm[0] / 2
     volume_ml = float(mask.sum()) * grid.voxel_ml
     return Localisation(
-        degree, volume_ml, dice_curve(fine, mask).tolist(), inside, 0.0 if inside else distance
+        degree,
+        volume_ml,
+        dice_curve(fine, mask).tolist(),
+        inside,
+        0.0 if inside else distance,
+        average_precision(fine, mask),
     )
 
 

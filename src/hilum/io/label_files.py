@@ -1,5 +1,5 @@
-"""Label maps and masks as files: raw integers and their grid. HU checks do not apply to labels; byte checks
-do."""
+"""Label maps, masks and probability maps as files: their values and their grid. HU checks do not apply to
+them; byte checks do."""
 
 from __future__ import annotations
 
@@ -31,6 +31,38 @@ def read_labels(
     Raises:
         ContainerError: not a NIfTI, cut, damaged, or larger than the budget.
         HeaderError: not 3-D, values that are not whole numbers, an affine that is missing or unusable.
+    """
+    stored, header, shape = stored_array(path, limits, channel)
+    return _whole_numbers(stored, path), _geometry(header, shape, path)
+
+
+def read_map(path: Path, limits: Limits | None = None) -> tuple[np.ndarray, Geometry]:
+    """Float32 values [X, Y, Z] on the file's own axes, scaled as its header says, and the grid.
+
+    Args:
+        path: a NIfTI-1 that some model wrote. limits: budgets.
+
+    Raises:
+        ContainerError, HeaderError: as of `read_labels`; values may be any numbers.
+    """
+    stored, header, shape = stored_array(path, limits)
+    slope, intercept = (float(header[name]) for name in ("scl_slope", "scl_inter"))
+    values = stored.astype(np.float32)
+    if slope != 0 and np.isfinite([slope, intercept]).all():
+        values = values * np.float32(slope) + np.float32(intercept)
+    return values, _geometry(header, shape, path)
+
+
+def stored_array(
+    path: Path, limits: Limits | None = None, channel: int | None = None
+) -> tuple[np.ndarray, nib.Nifti1Header, tuple[int, ...]]:
+    """One 3-D array as a NIfTI-1 stores it, its header, and its shape; every byte is judged first.
+
+    Args:
+        path, limits, channel: as of `read_labels`.
+
+    Raises:
+        ContainerError, HeaderError: as of `read_labels`.
     """
     budget = limits or Limits()
     raw = _bytes(path, budget)
@@ -65,7 +97,7 @@ def read_labels(
             path=path,
         )
     stored = np.frombuffer(raw, dtype, count, offset).reshape((channels, *shape), order="F")[channel or 0]
-    return _whole_numbers(stored, path), _geometry(header, shape, path)
+    return stored, header, shape
 
 
 def _channels(shape: tuple[int, ...], channel: int | None, path: Path) -> tuple[int, tuple[int, ...]]:

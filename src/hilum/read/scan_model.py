@@ -16,6 +16,7 @@ from hilum.geometry import Geometry
 from hilum.io.weights import load_weights, preset_data
 from hilum.model.map_heads import LEVEL, MapHeads
 from hilum.model.preset import ExactPreset, Preset, build, load_state, preset_from
+from hilum.read.calibration import calibrated
 from hilum.read.scan_chest import ChestWay
 from hilum.read.scan_dense import DenseWay
 from hilum.read.scan_output import FindingMaps, FindingProbabilities, Inference, ModelOutput, Way
@@ -134,12 +135,9 @@ class ScanModel:
         return self.way.pool(maps, grid)
 
     def calibrate(self, pooled: FindingProbabilities) -> FindingProbabilities:
-        """Logistic calibration per finding: sigmoid(scale * logit(p) + offset)."""
+        """What the card says of each finding's probability (`hilum.read.calibration`)."""
         table = self.card.get("calibration")
         if not table:
             return pooled
-        clipped = np.clip(pooled.astype(np.float64), 1e-6, 1 - 1e-6)
-        logit = np.log(clipped / (1 - clipped))
-        scale = np.array([table[slug][0] for slug in SLUGS])
-        offset = np.array([table[slug][1] for slug in SLUGS])
-        return (1 / (1 + np.exp(-(scale * logit + offset)))).astype(np.float32)
+        told = [calibrated(pooled[[d]].astype(np.float64), table.get(slug)) for d, slug in enumerate(SLUGS)]
+        return np.concatenate(told).astype(np.float32)
