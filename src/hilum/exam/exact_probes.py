@@ -84,8 +84,8 @@ def examine_dense(
             patients. seeds: of everything random. device: where networks run. steps: called as work goes on.
 
     Raises:
-        UsageError: `GRID_MISMATCH`, no store on a model's grid. LeakError: `PATIENT_LEAK`, a model has seen
-            the test split. Others as of `open_cohort`.
+        UsageError: `GRID_MISMATCH`, no store on a model's grid; `CONFIG_VALUE`, a network without levels.
+        LeakError: `PATIENT_LEAK`, a model has seen the test split. Others as of `open_cohort`.
     """
     started = time.process_time()
     seeds, cohort = seeds or Seeds(), open_cohort(prepared)
@@ -93,6 +93,12 @@ def examine_dense(
     bench, rows, made, models = Bench.of(cohort, seeds), [], [], []
     rows.append(majority(bench))
     loaded = [(folder.name, ScanModel.from_folder(folder)) for folder in folders]
+    for name, model in loaded:
+        if not isinstance(model.network, YMamba):
+            raise UsageError(
+                "CONFIG_VALUE", "probed features are those of a network with levels", expected="ymamba",
+                got=f"{name}: {model.preset.network}",
+            )  # fmt: skip
     presets = {model.name: model for _, model in loaded}
     sets = len(loaded) + len(presets)
     named: list[tuple[str, torch.nn.Module, ScanModel]]
@@ -130,7 +136,9 @@ def fresh(model: ScanModel, seed: int) -> YMamba:
     """The model's network with fresh weights."""
     assert isinstance(model.preset, ExactPreset), "checked by the card"
     torch.manual_seed(seed)
-    return build_exact(model.preset)
+    network = build_exact(model.preset)
+    assert isinstance(network, YMamba), "checked when models were loaded"
+    return network
 
 
 def store_of(cohort: FrozenCohort, model: ScanModel) -> Store:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hilum.model.exact_vit import ExactViT
 from hilum.model.ymamba import YMamba
 from hilum.tensors import FindingMapsTensor, MapFeatures, MaskLogits, ScanBatch, ScanLogits
 
@@ -62,7 +63,7 @@ class MaskNet(nn.Module):
         network: of a preset. reads: which of its full-resolution logits.
     """
 
-    def __init__(self, network: YMamba, reads: Literal["findings", "organs"]) -> None:
+    def __init__(self, network: YMamba | ExactViT, reads: Literal["findings", "organs"]) -> None:
         super().__init__()
         self.network, self.reads = network, reads
         config = network.config

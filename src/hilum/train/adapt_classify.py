@@ -152,6 +152,11 @@ def classify_task(recipe: ClassifyRecipe) -> tuple[ClassifyRun, ExactScans | Non
             "CONFIG_VALUE", "maps are those of a model of EXACT", got=card["preset"], path=recipe.start
         )
     base = build_exact(preset)
+    if not isinstance(base, YMamba):
+        raise UsageError(
+            "CONFIG_VALUE", "maps are read by a network with levels", expected="ymamba", got=preset.network,
+            path=recipe.start,
+        )  # fmt: skip
     fill(base, recipe.start, preset.name)
     scans, chosen = sides_of(recipe)
     if preps_agree(scans) != card["prep"]:
