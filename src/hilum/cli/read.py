@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hilum.cli.common import echo_json, input_options, json_option
+from hilum.cli.common import echo_json, input_options, json_option, plain
 
 if TYPE_CHECKING:
+    from hilum.io.llm_endpoint import LlmEndpoint
     from hilum.read.reading import Reading
 
-STEPS = ("open", "load model", "run model", "place", "write organs", "write maps", "write page")
+STEPS = ("open", "load model", "run model", "place", "reword", "write organs", "write maps", "write page")
 
 
 @click.command()
@@ -28,6 +29,14 @@ STEPS = ("open", "load model", "run model", "place", "write organs", "write maps
     "--aamaps", is_flag=True, help="Write the model's maps on its own grid too, named as EXACT's are."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
+@click.option(
+    "--refine",
+    metavar="URL",
+    help="Have the report reworded by a language model, up to and with /v1; every sentence is checked.",
+)
+@click.option("--refine-model", metavar="NAME", help="The model, as the endpoint calls it.")
+@click.option("--yes-send-report", is_flag=True, help="The report may leave this machine for that host.")
+@click.option("--allow-http", is_flag=True, help="It may leave unencrypted.")
 @json_option
 @input_options
 def read(
@@ -39,6 +48,10 @@ def read(
     all_maps: bool,
     aamaps: bool,
     overwrite: bool,
+    refine: str | None,
+    refine_model: str | None,
+    yes_send_report: bool,
+    allow_http: bool,
     as_json: bool,
     mode: Any,
     answers: Any,
@@ -50,6 +63,7 @@ def read(
     """
     folder = Path(out)
     _check_output(folder, Path(path), overwrite)
+    endpoint = _endpoint(refine, refine_model, yes_send_report, allow_http)
     with _steps(quiet=as_json) as tell:
         from hilum.read.reader import read as read_scan
         from hilum.show.save import save
@@ -57,11 +71,38 @@ def read(
         reading = read_scan(
             path, model=model, organs=organs, mode=mode, answers=answers, language=language, progress=tell
         )
+        if endpoint is not None:
+            from hilum.read.refine import refine as reword
+
+            tell("reword")
+            reading = reword(reading, endpoint)
         save(reading, folder, overwrite=overwrite, all_maps=all_maps, aamaps=aamaps, progress=tell)
     if as_json:
         echo_json(_as_dict(reading, folder))
     else:
         _show(reading, folder)
+
+
+def _endpoint(url: str | None, model: str | None, send: bool, allow_http: bool) -> LlmEndpoint | None:
+    """Who rewords the report, from the options; refused when it may not go there."""
+    if url is None:
+        return None
+    from hilum.errors import UsageError
+    from hilum.io.llm_endpoint import endpoint_of
+
+    if model is None:
+        raise click.UsageError("--refine needs --refine-model NAME")
+    endpoint = endpoint_of(url, model, allow_http=allow_http)
+    if not endpoint.loopback and not send:
+        raise UsageError(
+            "LLM_SEND",
+            "reports leave this machine only when that is said",
+            expected="--yes-send-report",
+            got=f"the host {endpoint.host}",
+            hint="Sentences about findings would be sent, no picture and no header.",
+        )
+    click.echo(f"Sentences about findings go to {endpoint.host}.", err=True)
+    return endpoint
 
 
 def _check_output(folder: Path, source: Path, overwrite: bool) -> None:
@@ -116,6 +157,8 @@ def _as_dict(reading: Reading, folder: Path) -> dict[str, Any]:
 def _show(reading: Reading, folder: Path) -> None:
     click.echo(reading.report.text, nl=False)
     click.echo()
+    for note in (n for n in reading.receipt.notes if n.startswith("report:")):
+        click.echo(plain(note), err=True)
     for finding in reading.present:
         where = finding.where
         place = f"{where.peak_mm_ras} mm RAS" if where else "no place"

@@ -18,6 +18,7 @@ class ReportRules:
 
     Args:
         importance: class of each finding, 1 first. needs: organs that must be seen before it is denied.
+        joining: words of a language that say nothing by themselves.
     """
 
     plain: float
@@ -27,6 +28,7 @@ class ReportRules:
     together: int
     most: int
     importance: dict[str, int]
+    joining: dict[str, frozenset[str]]
 
     def certainty(self, finding: FindingReading) -> Certainty:
         """How a present finding is said: by its probability, if that is calibrated."""
@@ -67,4 +69,5 @@ def report_rules() -> ReportRules:
         together=table["denials"]["together"],
         most=table["impression"]["most"],
         importance=importance,
+        joining={name: frozenset(words.split()) for name, words in table["joining"].items()},
     )

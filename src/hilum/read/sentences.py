@@ -150,13 +150,14 @@ class Denial(Record):
     """A sentence that denies findings of an organ that was seen.
 
     Args:
-        evidence: of every finding that it denies, none present.
+        evidence: of every finding that it denies, none present. source: who worded it.
     """
 
     kind: Literal["absence"] = "absence"
     section: Literal["findings"] = "findings"
     text: str
     evidence: list[Evidence] = Field(min_length=1)
+    source: Literal["narrator", "refined"] = "narrator"
 
     @property
     def finding(self) -> None:
