@@ -1,6 +1,6 @@
 """The selective scan on CPU cores: time and memory of the chunked scan beside a loop over tokens.
 
-    python benchmarks/scan_speed.py [--threads 1] [--runs 5]
+    python benchmarks/scan_speed.py [--threads 1] [--runs 5] [--at-once 1]
 
 The first stage of Y-Mamba on 64 x 128 x 128 voxels: 131,072 tokens, 96 channels, 16 states, random float32
 inputs of seed 0. Every case is a process of its own, warmed up on 512 tokens. Times are medians: seconds on
@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,10 @@ def ratio(rows: list[dict[str, Any]], tokens: int, name: str) -> float:
     return round(found["sequential"] / found["chunked"], 1)
 
 
-def main(runs: int, threads: int) -> dict[str, Any]:
+def main(runs: int, threads: int, at_once: int) -> dict[str, Any]:
     """All cases and what follows from them."""
-    rows = [in_a_process(case) for case in cases(runs, threads)]
+    with ThreadPoolExecutor(at_once) as pool:
+        rows = list(pool.map(in_a_process, cases(runs, threads)))
     plan = memory_plan()
     forward = next(row for row in rows if row["backend"] == "chunked" and row["pass"] == "forward")
     peak = plan["inputs_mb"] + forward["peak_above_inputs_mb"]
@@ -152,6 +154,7 @@ def main(runs: int, threads: int) -> dict[str, Any]:
         "steps": chunked.STEPS,
         "seed": 0,
         "threads": threads,
+        "cases_at_once": at_once,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
         "torch": torch.__version__,
     }
@@ -186,11 +189,12 @@ if __name__ == "__main__":
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--at-once", type=int, default=1, help="cases side by side; 1 for figures to trust")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
         print(json.dumps(measure(**json.loads(given.case))))
     else:
-        found = main(given.runs, given.threads)
+        found = main(given.runs, given.threads, given.at_once)
         write(found)
         print(json.dumps(found, indent=2))

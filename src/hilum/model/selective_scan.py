@@ -33,10 +33,12 @@ def scan_sequential(inputs: Inputs) -> Tensor:
     step = F.softplus(step) if inputs.softplus else step
     state = inputs.x.new_zeros((len(inputs.x), *inputs.a.shape))
     read = []
-    for t in range(inputs.x.shape[1]):
-        decay = torch.exp(step[:, t, None] * inputs.a)
-        state = decay * state + (step[:, t] * inputs.x[:, t])[:, None] * inputs.b[:, t, :, None]
-        read.append((state * inputs.c[:, t, :, None]).sum(1))
+    # taken apart once: the gradient of an index is as long as the sequence
+    parts = (part.unbind(1) for part in (step, inputs.x, inputs.b, inputs.c))
+    for one, x, b, c in zip(*parts, strict=True):
+        decay = torch.exp(one[:, None] * inputs.a)
+        state = decay * state + (one * x)[:, None] * b[..., None]
+        read.append((state * c[..., None]).sum(1))
     out = torch.stack(read, dim=1)
     if inputs.d is not None:
         out = out + inputs.d * inputs.x
