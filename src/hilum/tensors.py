@@ -287,3 +287,36 @@ FeatureGrid: TypeAlias = Float[Tensor, "B C U V W"]
 
 ImageTokens: TypeAlias = Float[Tensor, "B Q E"]
 """What a language model sees of a scan."""
+
+BankTexts: TypeAlias = Float[Tensor, "A P W"]
+"""Frozen embeddings of a bank's reports, per place (`text.prompts.PLACES`), or one for the whole."""
+
+BankPlaceIds: TypeAlias = Int64[Tensor, "A P"]
+"""Equal for texts of a place that say the same."""
+
+TextPrompts: TypeAlias = Float[Tensor, "2 D W"]
+"""Embeddings of each finding's two prompts, there and not there."""
+
+FrozenTexts: TypeAlias = Float[Tensor, "*texts W"]
+"""Texts as a frozen encoder gives them."""
+
+JointTexts: TypeAlias = Float[Tensor, "*texts E"]
+"""The same in the space of scans, length 1."""
+
+CellEmbeddings: TypeAlias = Float[Tensor, "N *places E"]
+"""Cells of one scan in that space."""
+
+PlaceEmbeddings: TypeAlias = Float[Tensor, "P E"]
+"""Places of one scan there."""
+
+CellShares: TypeAlias = Float[Tensor, "N O"]
+"""How much of each cell is in each organ."""
+
+PlaceShares: TypeAlias = Float[Tensor, "N P"]
+"""How much of each cell is in each place, or counts there."""
+
+PromptDirections: TypeAlias = Float[Tensor, "D E"]
+"""From a finding's absence to its presence in that space."""
+
+BankIds: TypeAlias = Int64[Tensor, "A"]
+"""A name per text of a bank; equal texts have equal ones."""

@@ -20,6 +20,8 @@ PARAMETERS = {
     "flexict-small": 27_189_216,
     "phantom-small": 3_612_020,
     "phantom-small-cam": 3_614_490,
+    "phantom-small-clip": 3_612_738,
+    "phantom-small-organ-clip": 3_660_503,
 }
 SMALL = [name for name, count in PARAMETERS.items() if count < 5_000_000]
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hilum.objective.align import align_loss
 from hilum.objective.mil import (
     SHARPNESS,
     log_odds,
@@ -171,3 +172,51 @@ def test_sibling_ranking_equals_its_twin_and_ignores_what_is_common():
 def test_a_score_is_a_log():
     p = torch.tensor([[0.2, 0.5]], dtype=torch.float64)
     assert torch.allclose(log_odds(p), torch.tensor([[math.log(0.25), 0.0]], dtype=torch.float64))
+
+
+def slow_align(scans, texts, scale, own, same, share):
+    def entropy(logits, twins, me):
+        if share:
+            alike = [j for j, twin in enumerate(twins) if twin]
+            kept = list(range(len(logits)))
+        else:
+            alike = [me]
+            kept = [j for j, twin in enumerate(twins) if j == me or not twin]
+        total = sum(logits[j].exp() for j in kept)
+        return -sum((logits[j].exp() / total).log() for j in alike) / len(alike)
+
+    said = [int(same[i]) for i in own]
+    forward = [
+        entropy([scale * (scan @ text) for text in texts], [int(s) == said[k] for s in same], int(own[k]))
+        for k, scan in enumerate(scans)
+    ]
+    loss = sum(forward) / len(forward)
+    if len(set(said)) == 1:
+        return 0.5 * loss
+    back = [
+        entropy([scale * (texts[int(i)] @ scan) for scan in scans], [s == said[k] for s in said], k)
+        for k, i in enumerate(own)
+    ]
+    return 0.5 * (loss + sum(back) / len(back))
+
+
+@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("names", [[0, 1, 2, 3, 4], [0, 1, 0, 1, 2], [7, 7, 7, 7, 1]])
+def test_align_loss_equals_its_twin(share, names):
+    generator = torch.Generator().manual_seed(3)
+    same, own = torch.tensor(names), torch.tensor([2, 0, 3])
+    results = []
+    for loss in (align_loss, slow_align):
+        generator.manual_seed(3)
+        scans = torch.randn(3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+        texts = torch.randn(5, 4, dtype=torch.float64, generator=generator).requires_grad_()
+        scale = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+        value = (
+            loss(scans, texts, scale, own, same, share=share)
+            if loss is align_loss
+            else loss(scans, texts, scale, own, same, share)
+        )
+        value.backward()
+        results.append((value.detach(), scans.grad, texts.grad, scale.grad))
+    for fast, slow in zip(*results, strict=True):
+        assert torch.allclose(fast, slow, atol=1e-9)

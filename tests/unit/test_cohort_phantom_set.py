@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from hilum.cohort.phantom_set import PhantomSetSpec, build
 from hilum.cohort.prep import Prep
-from hilum.cohort.samples import load
-from hilum.text.vocabulary import ORGAN_CHANNELS
+from hilum.cohort.samples import load, load_report
+from hilum.text.vocabulary import ORGAN_CHANNELS, SLUGS
 
 SPEC = PhantomSetSpec(
     2, 40, Prep(spacing_mm=8.0), work_mm=6.0, spacing_mm=(6.0, 6.0, 6.0), prevalence=0.5, siblings=2
@@ -67,3 +67,15 @@ def test_a_cut_build_makes_only_what_is_missing(patient):
 def test_the_folder_is_named_by_what_matters(tmp_path):
     assert SPEC.folder(tmp_path) == dataclasses.replace(SPEC, count=8).folder(tmp_path)
     assert SPEC.folder(tmp_path) != dataclasses.replace(SPEC, prevalence=0.4).folder(tmp_path)
+
+
+def test_a_file_has_the_report_of_its_own_scan(patient):
+    a, b = (load(path) for path in patient[1])
+    assert a.report and load_report(patient[1][0]) == a.report
+    assert [s.text for s in a.report] != [s.text for s in b.report], "siblings are told apart"
+    for sample in (a, b):
+        there = {SLUGS[i] for i in sample.labels.nonzero().flatten().tolist()}
+        told = {s.slug for s in sample.report if s.status in ("present", "uncertain")}
+        denied = {slug for s in sample.report if s.status == "absent" for slug in (s.slug, *s.also)}
+        assert told == there and not denied & there
+        assert {s.section for s in sample.report} == {"technique", "findings", "impression"}

@@ -1,7 +1,8 @@
 """Phantoms prepared for training and exam: made once, kept as checksummed files, never mixed between splits.
 
-A training file holds the prepared scan, each voxel's share in seven organs and 18 scan labels. Lesion voxels
-are written for validation and exam only: a training run cannot see what is not there.
+A training file holds the prepared scan, each voxel's share in seven organs, 18 scan labels and the sentences
+of an English report. Lesion voxels are written for validation and exam only: a training run cannot see what
+is not there.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from safetensors.torch import save
 
 from hilum.cohort.prep import Prep, PrepTrace
 from hilum.cohort.resample import resample
+from hilum.cohort.samples import report_json
 from hilum.geometry import Geometry
 from hilum.heap import keep_freed_memory
 from hilum.io.atomic import atomic_write
 from hilum.phantom.anatomy import build_scene
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import Phantom, make_phantom
+from hilum.phantom.narrator import narrate
 from hilum.phantom.scene import Scene
 from hilum.tensors import ScanBatch
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.volume import CTVolume, Provenance
 
-FORMAT = 6
+FORMAT = 7
 """Raised whenever phantoms or preparation change, so that stale files are made anew."""
 
 
@@ -108,7 +111,12 @@ def prepare_phantom(
             mask = fine >= min(0.5, float(fine.max()))
             out["lesions"] |= mask.to(torch.int32) << SLUGS.index(truth.slug)
     degrees = {truth.slug: truth.degree for truth in scene.lesions}
-    meta = {"affine_ras": json.dumps(grid.affine_ras.tolist()), "degrees": json.dumps(degrees)}
+    meta = {
+        "affine_ras": json.dumps(grid.affine_ras.tolist()),
+        "degrees": json.dumps(degrees),
+        # siblings have one plan seed and would be told in the same words; scanner seeds differ
+        "report": report_json(narrate(phantom, seed=phantom.plan.scanner.seed).sentences),
+    }
     return out, meta
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 
 from hilum.geometry import Geometry
+from hilum.phantom.narrator_sentence import Sentence
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Sample:
         labels: float32 (18,). key: seed as text.
         fine, fine_organs: int16 HU and packed organ masks (uint8, bit o = organ channel o) at half the voxel;
             None where they were not made.
+        report: sentences of the scan's report with what each is about; () where none was written.
     """
 
     scan: torch.Tensor
@@ -34,11 +37,30 @@ class Sample:
     key: str
     fine: torch.Tensor | None = None
     fine_organs: torch.Tensor | None = None
+    report: tuple[Sentence, ...] = ()
 
     def to(self, device: torch.device) -> Sample:
         """The same with its tensors there."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
+
+
+def report_json(sentences: Sequence[Sentence]) -> str:
+    """Sentences as they stand in a file's metadata: text, section, finding, status, further findings."""
+    return json.dumps([[s.text, s.section, s.slug, s.status, s.also] for s in sentences])
+
+
+def _report(told: str) -> tuple[Sentence, ...]:
+    return tuple(
+        Sentence(text, section, slug, status, tuple(also))
+        for text, section, slug, status, also in json.loads(told)
+    )
+
+
+def load_report(path: Path) -> tuple[Sentence, ...]:
+    """The report of one file alone; () where none was written."""
+    with safe_open(path, framework="pt") as file:
+        return _report(file.metadata().get("report", "[]"))
 
 
 def load(path: Path) -> Sample:
@@ -53,4 +75,5 @@ def load(path: Path) -> Sample:
         shape = (int(scan.shape[0]), int(scan.shape[1]), int(scan.shape[2]))
         grid = Geometry(shape, np.array(json.loads(meta["affine_ras"])))
         organs, labels = file.get_tensor("organs"), file.get_tensor("labels")
-        return Sample(scan, organs, lesions, labels, grid, path.stem, fine, fine_organs)
+        report = _report(meta.get("report", "[]"))
+        return Sample(scan, organs, lesions, labels, grid, path.stem, fine, fine_organs, report)

@@ -13,13 +13,19 @@ import torch
 from hilum.cohort.prep import Prep
 from hilum.cohort.prep_presets import Pipeline, pipeline
 from hilum.errors import WeightsError
+from hilum.model.align import AlignConfig
 from hilum.model.cam import CamNet
+from hilum.model.clip_global import ClipNet
 from hilum.model.exact_vit import ExactViT, ExactViTConfig
+from hilum.model.organ_clip import OrganClipNet
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
 from hilum.model.ymamba import YMamba, YMambaConfig
 from hilum.model.ynet import YNet, YNetConfig
 from hilum.text.vocabulary import SLUGS
+
+READS_REPORTS = ("clip_global", "organ_clip")
+"""Networks that are aligned with texts."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Preset:
     """One model that reads scans, described.
 
     Args:
-        network: ``ynet`` or ``cam``. net: its numbers. prep: its grid.
+        network: ``ynet``, ``cam``, ``clip_global`` or ``organ_clip``. net: its numbers. prep: its grid.
         pool_ml: volume averaged into the scan probability, per finding, ml.
     """
 
@@ -48,9 +54,10 @@ class Preset:
         _known_network(data.get("network"), cls)
         _same_keys(data, {f.name for f in fields(cls)}, "preset")
         _same_keys(data["pool_ml"], set(SLUGS), "preset.pool_ml")
-        net = _numbers(data["net"], YNetConfig)
+        kind = AlignConfig if data["network"] in READS_REPORTS else YNetConfig
         pool = tuple(float(data["pool_ml"][slug]) for slug in SLUGS)
-        return cls(data["name"], data["network"], YNetConfig(**net), Prep(**data["prep"]), pool)
+        net = kind(**_numbers(data["net"], kind))
+        return cls(data["name"], data["network"], net, Prep(**data["prep"]), pool)
 
     @property
     def voxel_ml(self) -> float:
@@ -146,7 +153,15 @@ AnyPreset = Preset | BackbonePreset | ExactPreset
 AnyKind = type[Preset] | type[BackbonePreset] | type[ExactPreset]
 
 NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
-    {"ynet": Preset, "cam": Preset, "vit": BackbonePreset, "ymamba": ExactPreset, "exact-vit": ExactPreset}
+    {
+        "ynet": Preset,
+        "cam": Preset,
+        "clip_global": Preset,
+        "organ_clip": Preset,
+        "vit": BackbonePreset,
+        "ymamba": ExactPreset,
+        "exact-vit": ExactPreset,
+    }
 )
 """Every network that a preset can name, and how it is described."""
 
@@ -199,8 +214,10 @@ def _same_keys(data: Mapping[str, Any], known: set[str], where: str) -> None:
         raise WeightsError("CONFIG_KEY", f"{where} has exactly its keys", expected=sorted(known), got=wrong)
 
 
-def build_network(preset: Preset) -> YNet | CamNet:
+def build_network(preset: Preset) -> YNet | CamNet | ClipNet:
     """The preset's network with fresh weights."""
+    if isinstance(preset.net, AlignConfig):
+        return OrganClipNet(preset.net) if preset.network == "organ_clip" else ClipNet(preset.net)
     return CamNet(preset.net) if preset.network == "cam" else YNet(preset.net)
 
 
@@ -215,7 +232,7 @@ def build_exact(preset: ExactPreset) -> YMamba | ExactViT:
     return YMamba(net) if isinstance(net, YMambaConfig) else ExactViT(net)
 
 
-def build(preset: AnyPreset) -> YNet | CamNet | ViT | YMamba | ExactViT:
+def build(preset: AnyPreset) -> YNet | CamNet | ClipNet | ViT | YMamba | ExactViT:
     """Whichever the preset describes."""
     if isinstance(preset, ExactPreset):
         return build_exact(preset)

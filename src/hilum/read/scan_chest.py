@@ -10,7 +10,7 @@ from hilum.geometry import Geometry
 from hilum.model.cam import CamNet, CamOutput
 from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset
-from hilum.model.ynet import YNet
+from hilum.model.ynet import OrganFeatures, YNet
 from hilum.objective.mil import least_open, organ_gate, voxel_counts
 from hilum.read.scan_output import FindingMaps, FindingProbabilities, Found, Inference
 from hilum.tensors import FineScan, ScanBatch
@@ -49,18 +49,26 @@ class ChestWay:
             return self._infer_cam(scan)
         assert isinstance(self.network, YNet)
         found = self.network.organ_features(scan)
-        organs = torch.sigmoid(found.rows())
-        gate = organ_gate(organs, least_open(self.counts(), ORGAN_OF, len(ORGAN_CHANNELS)))
-        half = found.logits.shape[2:]
-        organ_maps, gates = (unfold(unrows(x.flatten(2), half))[0] for x in (organs, gate))
+        organ_maps, gate_of = self.organs(found)
         low, high = self.network.anomaly_maps(scan, found)
         # both scales were trained for the same answer; their mean is steadier than either
         low = F.interpolate(torch.sigmoid(low), scale_factor=2.0, mode="trilinear")
         maps = 0.5 * (low + torch.sigmoid(high))[0]
-        gate_of = torch.stack([gates[list(organs)].any(dim=0) for organs in GATES])
+        return Inference(organ_maps, maps, gate_of, self.pool(maps * gate_of), self.outlines(fine, found))
+
+    def organs(self, found: OrganFeatures) -> tuple[torch.Tensor, torch.Tensor]:
+        """Organ probabilities (O, ...) and where each finding may lie (D, ...)."""
+        organs = torch.sigmoid(found.rows())
+        gate = organ_gate(organs, least_open(self.counts(), ORGAN_OF, len(ORGAN_CHANNELS)))
+        half = found.logits.shape[2:]
+        organ_maps, gates = (unfold(unrows(x.flatten(2), half))[0] for x in (organs, gate))
+        return organ_maps, torch.stack([gates[list(organs)].any(dim=0) for organs in GATES])
+
+    def outlines(self, fine: FineScan | None, found: OrganFeatures) -> torch.Tensor | None:
+        """Organ probabilities at half the voxel; None without a finer scan or a network that knows them."""
+        assert isinstance(self.network, YNet)
         logits = None if fine is None else self.network.outlines(fine, found)
-        outlines = None if logits is None else torch.sigmoid(logits)[0]
-        return Inference(organ_maps, maps, gate_of, self.pool(maps * gate_of), outlines)
+        return None if logits is None else torch.sigmoid(logits)[0]
 
     def _infer_cam(self, scan: ScanBatch) -> Inference:
         """The baseline: no organs, no gate; the scan's own head answers for the scan."""

@@ -15,8 +15,9 @@ from hilum.errors import UsageError, WeightsError
 from hilum.geometry import Geometry
 from hilum.io.weights import load_weights, preset_data
 from hilum.model.map_heads import LEVEL, MapHeads
-from hilum.model.preset import ExactPreset, Preset, build, load_state, preset_from
+from hilum.model.preset import READS_REPORTS, ExactPreset, Preset, build, load_state, preset_from
 from hilum.read.calibration import calibrated
+from hilum.read.scan_aligned import AlignedWay
 from hilum.read.scan_chest import ChestWay
 from hilum.read.scan_dense import DenseWay
 from hilum.read.scan_output import FindingMaps, FindingProbabilities, Inference, ModelOutput, Way
@@ -31,7 +32,8 @@ __all__ = ["Inference", "ModelOutput", "ScanModel"]
 
 
 class ScanModel:
-    """A preset with weights and a card, of whichever kind (`scan_chest`, `scan_dense`).
+    """A preset with weights and a card, of whichever kind (`scan_chest`, `scan_aligned`,
+    `scan_dense`).
 
     `card` says what it was trained on and holds thresholds and calibration, chosen on validation data only.
 
@@ -47,7 +49,8 @@ class ScanModel:
         if isinstance(preset, ExactPreset):
             self.way = DenseWay.of_card(preset, self.network, card)
         elif isinstance(preset, Preset):
-            self.way = ChestWay(preset, self.network)
+            aligned = preset.network in READS_REPORTS
+            self.way = AlignedWay(preset, self.network, card) if aligned else ChestWay(preset, self.network)
         else:
             raise WeightsError(
                 "CONFIG_VALUE", "the preset of a model that reads scans", got=getattr(preset, "name", preset)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hilum.tensors import Labels, OrganTruth, ScanBatch
+import torch
+
+from hilum.tensors import Labels, OrganTruth, RowIds, ScanBatch
+from hilum.train.text_bank import TextBank
 
 Learns = Literal["organs", "findings", "both", "outlines"]
 
@@ -40,6 +44,14 @@ class FineView:
 
 
 @dataclass(frozen=True)
+class ReportRow:
+    """A scan's report: the bank of all and its row there."""
+
+    bank: TextBank
+    row: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """One augmented scan with its weak truth.
 
@@ -47,6 +59,7 @@ class Batch:
         scan: HU / 1000. organs: shares of each voxel. labels: 18 scan labels, NaN unknown.
         learns: what this step is for. progress: how far its phase is, 0..1.
         prevalence: of the training set, per finding. fine: for steps that learn outlines.
+        report: for methods that learn from reports.
     """
 
     scan: ScanBatch
@@ -56,3 +69,12 @@ class Batch:
     progress: float
     prevalence: tuple[float, ...]
     fine: FineView | None = None
+    report: ReportRow | None = None
+
+
+def of_batches(batches: Sequence[Batch]) -> tuple[TextBank, RowIds]:
+    """The bank, and the row of each scan's report."""
+    told = [batch.report for batch in batches]
+    assert told[0] is not None, "the task gives methods that read reports their bank"
+    bank = told[0].bank
+    return bank, torch.tensor([one.row for one in told if one is not None], device=bank.same.device)

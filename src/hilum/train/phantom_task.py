@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from hilum.cohort.samples import Sample, load
+from hilum.cohort.samples import Sample, load, load_report
 from hilum.errors import UsageError
-from hilum.model.preset import Preset, build_network
+from hilum.model.preset import READS_REPORTS, Preset, build_network
 from hilum.objective.gather import world
 from hilum.train.augment import augment, augment_finer
-from hilum.train.batch import Batch, FineView, Phase
+from hilum.train.batch import Batch, FineView, Phase, ReportRow
 from hilum.train.ema import Average
 from hilum.train.loop import Progress
 from hilum.train.loop import train as run_task
-from hilum.train.methods import cam, exact_small
+from hilum.train.methods import cam, clip_global, exact_small, organ_clip
 from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
 from hilum.train.schedule import Rates
+from hilum.train.text_bank import Of, TextBank, bank_of
 
 Losses = dict[str, torch.Tensor]
 Patient = list[Path]
@@ -38,7 +41,14 @@ class Method(Protocol):
         """Each loss already weighted; the loop minimises their sum."""
 
 
-METHODS: dict[str, Method] = {"exact_small": exact_small.losses, "cam": cam.losses}  # type: ignore[dict-item]
+METHODS: dict[str, Method] = {
+    "exact_small": exact_small.losses,  # type: ignore[dict-item]
+    "cam": cam.losses,  # type: ignore[dict-item]
+    "clip_global": clip_global.losses,  # type: ignore[dict-item]
+    "organ_clip": organ_clip.losses,  # type: ignore[dict-item]
+}
+BANK_OF: dict[str, Of] = {"clip_global": "report", "organ_clip": "places"}
+"""What methods that read reports are aligned with."""
 
 
 def phase_of(step: int, recipe: OptimRecipe) -> Phase:
@@ -135,16 +145,31 @@ def prevalence_of(patients: list[Patient]) -> tuple[float, ...]:
     return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
 
 
+def told(batch: Batch, key: str, bank: TextBank) -> Batch:
+    """The same with its report; without one where the scan teaches organs alone."""
+    row = bank.row_of.get(key)
+    return batch if row is None else replace(batch, report=ReportRow(bank, row))
+
+
 class PhantomTask:
     """See `train.task.Task`. A step sees `optim.scans` scans of one patient. Siblings share their anatomy, so
     what it says about a finding cancels, and what the finding itself looks like stays.
 
     Raises:
-        UsageError: `CONFIG_VALUE` for steps that the preset has no network for, or for several processes.
+        UsageError: `CONFIG_VALUE` for steps that the preset or the method has no use for, or for several
+            processes.
     """
 
     def __init__(self, recipe: Recipe, preset: Preset, patients: list[Patient]) -> None:
-        if recipe.optim.outline_steps and not (preset.network == "ynet" and preset.net.outline):
+        if recipe.method == "clip_global" and recipe.optim.organ_steps:
+            raise UsageError(
+                "CONFIG_VALUE",
+                "organ_steps are for methods that learn organs",
+                expected=0,
+                got=recipe.optim.organ_steps,
+            )
+        knows_organs = preset.network in ("ynet", "organ_clip")
+        if recipe.optim.outline_steps and not (knows_organs and preset.net.outline):
             got = f"{recipe.optim.outline_steps} for {preset.name}"
             raise UsageError("CONFIG_VALUE", "outline_steps need a preset with outlines", got=got)
         self.recipe, self.preset, self.patients = recipe, preset, patients
@@ -157,7 +182,24 @@ class PhantomTask:
         """See `Task`."""
         if world() > 1:
             raise UsageError("CONFIG_VALUE", "this method runs in one process", expected=1, got=world())
-        return build_network(self.preset)
+        network = build_network(self.preset)
+        if self.bank is not None:
+            network.text.prompts.copy_(self.bank.prompts)  # type: ignore[union-attr, operator]
+        return network
+
+    @cached_property
+    def prevalence(self) -> tuple[float, ...]:
+        """Of the scans that findings are learnt from."""
+        return prevalence_of(self.patients)
+
+    @cached_property
+    def bank(self) -> TextBank | None:
+        """Reports of the scans that findings are learnt from, for a network that is aligned with texts."""
+        if self.preset.network not in READS_REPORTS:
+            return None
+        learnt = [path for patient in patients_of(self.patients, "findings") for path in patient]
+        reports = {path.stem: load_report(path) for path in learnt}
+        return bank_of(reports, BANK_OF[self.recipe.method])
 
     def groups(self, model: torch.nn.Module) -> list[dict[str, Any]]:
         """See `Task`: one for all."""
@@ -171,12 +213,13 @@ class PhantomTask:
 
     def batches(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
         """See `Task`."""
-        prevalence = prevalence_of(self.patients)
+        bank = self.bank and self.bank.to(device)
         for step in range(start, self.steps):
             seen = patients_of(self.patients, phase_of(step, self.recipe.optim).learns)
             patient = seen[pick(step, len(seen), self.recipe.seed)]
             samples = [load(path).to(device) for path in scans_of(patient, step, self.recipe)]
-            yield {s.key: make_batch(s, step, self.recipe, self.preset, prevalence) for s in samples}
+            made = {s.key: make_batch(s, step, self.recipe, self.preset, self.prevalence) for s in samples}
+            yield made if bank is None else {key: told(batch, key, bank) for key, batch in made.items()}
 
     def keys(self, batch: dict[str, Batch]) -> list[str]:
         """See `Task`."""

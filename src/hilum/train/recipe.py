@@ -124,7 +124,7 @@ class Recipe(RunRecipe):
     `method` names a file of `train/methods/`; `preset` one of `model/presets/`.
     """
 
-    method: Literal["exact_small", "cam"]
+    method: Literal["exact_small", "cam", "clip_global", "organ_clip"]
     preset: str
     data: DataRecipe = Field(default_factory=lambda: DataRecipe.model_validate({}))
     augment: AugmentRecipe = Field(default_factory=lambda: AugmentRecipe.model_validate({}))

@@ -52,18 +52,18 @@ def run_recipe(
     *,
     track: Track = lambda items, total, what: items,
     report: Callable[[Progress], None] | None = None,
+    patients: list[list[Path]] | None = None,
 ) -> Path:
     """Make what is missing, train (or go on), write `out/model.safetensors` and `out/card.json`.
 
     The card's thresholds are neutral until `hilum exam --choose` sets them from validation phantoms.
+    `patients`: of `prepared`, of a recipe with equal `data`; None prepares them.
     """
     preset = Preset.from_dict(preset_data(recipe.preset))
     refuse_leak(recipe)
     keep_freed_memory()
-    made = chain.from_iterable(
-        build(spec, cache, workers=recipe.data.workers) for spec in training_specs(recipe, preset)
-    )
-    patients = list(track(made, recipe.data.patients, "phantom patients"))
+    if patients is None:
+        patients = prepared(recipe, cache, track=track)
     out.mkdir(parents=True, exist_ok=True)
     network = train(recipe, preset, patients, out, report=report)
     # half precision halves the file; the weights are averages, their last bits carry nothing
@@ -71,6 +71,17 @@ def run_recipe(
     digest = save_weights(out / "model.safetensors", arrays, {"preset": preset.name, "hilum": __version__})
     write_card(out, fresh_card(recipe, preset, digest) | {"training_minutes": training_minutes(out)})
     return out
+
+
+def prepared(
+    recipe: Recipe, cache: Path, *, track: Track = lambda items, total, what: items
+) -> list[list[Path]]:
+    """Scans of each training patient of a recipe, made where they are missing."""
+    preset = Preset.from_dict(preset_data(recipe.preset))
+    made = chain.from_iterable(
+        build(spec, cache, workers=recipe.data.workers) for spec in training_specs(recipe, preset)
+    )
+    return list(track(made, recipe.data.patients, "phantom patients"))
 
 
 def refuse_leak(recipe: Recipe) -> None:
