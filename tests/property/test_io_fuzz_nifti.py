@@ -57,9 +57,10 @@ def test_one_flipped_bit_in_gzip_never_changes_a_voxel(files, at: float, bit: in
     damaged = bytearray(packed)
     damaged[int(at * len(packed))] ^= 1 << bit
     volume = attempt(folder / "x.nii.gz", bytes(damaged))
-    # Time, flags and operating system in the gzip header are not data; everything else must be noticed.
+    # Some bits are no data: time and system in the header, padding, a match that may as well lie elsewhere.
+    # What is read then is what was written; everything else must be noticed.
     if volume is not None:
-        assert int(at * len(packed)) < 10
+        assert gzip.decompress(damaged) == gzip.decompress(packed)
         assert np.array_equal(volume.hu, truth)
 
 

@@ -47,7 +47,7 @@ class ChatRecipe(RunRecipe):
     start: Path | None = Field(None, description="writer of the stage before")
     queries: int = Field(256, ge=1)
     heads: int = Field(8, ge=1)
-    lora: LoraRecipe = Field(default_factory=LoraRecipe)
+    lora: LoraRecipe = Field(default_factory=lambda: LoraRecipe.model_validate({}))
     steps: int = Field(ge=1)
     batch: int = Field(1, ge=1)
     lr: float = Field(1e-3, gt=0)

@@ -134,7 +134,8 @@ class ChatTask:
             seen[i, : len(row.ids)], counted[i, : len(row.ids)] = True, torch.tensor(row.counted)
         features = torch.stack([load_features(sample.features) for sample in chosen])
         keys = tuple(sample.name for sample in chosen)
-        return ChatBatch(*(x.to(device) for x in (features, ids, seen, counted)), keys)
+        features, ids, seen, counted = (x.to(device) for x in (features, ids, seen, counted))
+        return ChatBatch(features, ids, seen, counted, keys)
 
 
 def parts_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
