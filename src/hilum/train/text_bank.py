@@ -30,8 +30,7 @@ CHUNK = 32
 
 Of = Literal["report", "places"]
 STYLE = "ct-clip"
-"""Prompts (`text.prompts.PROMPTS`). With true findings in the stead of scans these prompts read the aligned
-space better than fVLM's, for places too (docs/first-model.md)."""
+"""Prompts (`text.prompts.PROMPTS`), for places too."""
 
 
 @dataclass(frozen=True)
