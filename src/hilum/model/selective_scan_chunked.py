@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 BLOCK_BYTES = 2**20 * 3 // 4
 """Of one (time, state, channel) array. Three of them share a second-level cache."""
-STEPS = 16
+STEPS = 8
 """Steps of a chunk."""
 
 
