@@ -68,10 +68,12 @@ def base(stores, tmp_path_factory):
 def test_heads_are_eighteen_of_their_own_and_small():
     heads = MapHeads(192)
     assert sum(p.numel() for p in heads.heads[0].parameters()) == 192 * 384 + 384 + 384 * 768 + 768 + 769
-    features = torch.randn(1, 18, 192, 2, 2, 2)
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 18, 192, 2, 2, 2, generator=random)
     before = heads.eval()(features)
-    features[:, 4] += 1 + torch.randn(192, 1, 1, 1)
-    changed = (heads(features) != before)[0]
+    # differs from voxel to voxel: what is the same everywhere, the norm takes away
+    features[:, 4] += torch.randn(192, 2, 2, 2, generator=random)
+    changed = ((heads(features) - before).abs() > 1e-4)[0]
     assert changed.tolist() == [d == 4 for d in range(18)]
 
 
