@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64
 
-from hilum.exam.bootstrap import Interval, auroc_draws, interval, listed, macro_draws, precision_draws
+from hilum.exam.bootstrap import Draws, Interval, auroc_draws, interval, listed, macro_draws, precision_draws
 from hilum.exam.presence import (
     Counts,
     accuracy,
@@ -30,7 +30,6 @@ from hilum.exam.thresholds import corner, corner_on_grid
 Table = Float64[np.ndarray, "N D"]
 Called = Float64[np.ndarray, "N D"]
 """1 called present, 0 not, NaN where no threshold is known."""
-Draws = Float64[np.ndarray, "B N"]
 
 Convention = Literal["default", "paper", "fvlm"]
 NOTES: Mapping[str, str] = MappingProxyType(

@@ -9,12 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool
 
 Called = Bool[np.ndarray, "N"]
-Truth = Bool[np.ndarray, "N"]
-Draws = Float64[np.ndarray, "B N"]
-Values = Float64[np.ndarray, "B"]
 
 
 class Counts(NamedTuple):

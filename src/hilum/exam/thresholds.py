@@ -10,12 +10,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float
 
+from hilum.exam.bootstrap import Scores, Truth
 from hilum.exam.metrics import youden
-
-Scores = Float[np.ndarray, "N"]
-Truth = Bool[np.ndarray, "N"]
 
 GRID = np.linspace(0.0, 1.0, 100)
 """Thresholds that fVLM's and CT-CLIP's evaluation tries."""

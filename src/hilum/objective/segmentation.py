@@ -15,27 +15,9 @@ from torch.nn import functional as F
 from hilum.tensors import ChannelLosses, OrganLogits, OrganTruth
 
 
-def tversky_focal(
-    logits: OrganLogits,
-    truth: OrganTruth,
-    *,
-    false_positive: float = 0.3,
-    false_negative: float = 0.7,
-    focal_alpha: float = 0.9,
-    focal_gamma: float = 2.0,
-    smooth: float = 1.0,
-) -> torch.Tensor:
-    """Scalar loss. `false_positive` and `false_negative` are Tversky's weights (the paper's are the
-    defaults)."""
-    return tversky_focal_each(
-        logits,
-        truth,
-        false_positive=false_positive,
-        false_negative=false_negative,
-        focal_alpha=focal_alpha,
-        focal_gamma=focal_gamma,
-        smooth=smooth,
-    ).mean()
+def tversky_focal(logits: OrganLogits, truth: OrganTruth, **weights: float) -> torch.Tensor:
+    """Mean of `tversky_focal_each`, with its weights."""
+    return tversky_focal_each(logits, truth, **weights).mean()
 
 
 def tversky_focal_each(
@@ -48,7 +30,8 @@ def tversky_focal_each(
     focal_gamma: float = 2.0,
     smooth: float = 1.0,
 ) -> ChannelLosses:
-    """The same of every channel of every scan, for those who leave some out."""
+    """Loss of every channel of every scan. `false_positive` and `false_negative` are Tversky's weights; the
+    defaults are the paper's."""
     target = truth.to(logits.dtype)
     prob = torch.sigmoid(logits)
     axes = tuple(range(2, logits.dim()))

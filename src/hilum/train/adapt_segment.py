@@ -26,7 +26,7 @@ from hilum.train.exact_student import adapt, merge
 from hilum.train.exact_valid import Judged
 from hilum.train.loop import Report
 from hilum.train.parallel import device_of
-from hilum.train.stage_data import generator_of
+from hilum.train.stream import generator_of
 from hilum.train.task import Losses
 
 PUBLISHED = ("encoder.", "skips.", "seg.", "seg_last.")

@@ -1,20 +1,18 @@
 """Scans of a run of EXACT with their organ masks and labels; sample k is a function of seed and k alone.
 
-Every epoch is a fresh order of all scans. Sample k belongs to step ``k // batch``; ranks take every
-`ranks`-th sample of a step, so that a step sees the same scans on any number of them.
+Every epoch is a fresh order of all scans; `train.stream` says how ranks share it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import IterableDataset, get_worker_info
 
 from hilum.cohort.loader import stored_values
 from hilum.cohort.store import ScanRow, Store
@@ -24,7 +22,7 @@ from hilum.objective.dense import Given
 from hilum.tensors import KnownChannels, Labels, PackedOrgans, ScanBatch, ScanVolumes
 from hilum.text.vocabulary import ORGAN_CHANNELS, SLUGS
 from hilum.train.exact_recipe import DenseRecipe, ExactAugment
-from hilum.train.stage_data import generator_of
+from hilum.train.stream import SampleStream, generator_of
 
 
 @dataclass(frozen=True)
@@ -172,8 +170,8 @@ def _batch(samples: Sequence[ExactSample]) -> ExactBatch:
     )
 
 
-class ExactStream(IterableDataset[ExactSample]):
-    """An endless stream of one rank's samples, for a DataLoader with this rank's scans per step as its batch.
+class ExactStream(SampleStream[ExactSample]):
+    """One rank's samples of a run.
 
     Raises:
         UsageError: `CONFIG_VALUE` for a batch that ranks cannot share.
@@ -182,13 +180,8 @@ class ExactStream(IterableDataset[ExactSample]):
     def __init__(
         self, recipe: DenseRecipe, scans: ExactScans, *, start: int = 0, rank: int = 0, ranks: int = 1
     ) -> None:
-        super().__init__()
-        if recipe.batch % ranks:
-            raise UsageError(
-                "CONFIG_VALUE", "ranks share a batch evenly", expected=f"a multiple of {ranks}",
-                got=recipe.batch,
-            )  # fmt: skip
-        self.recipe, self.scans, self.start, self.rank, self.ranks = recipe, scans, start, rank, ranks
+        super().__init__(recipe.batch, start=start, rank=rank, ranks=ranks)
+        self.recipe, self.scans = recipe, scans
         self._order: tuple[int, list[int]] = (-1, [])
 
     def index(self, k: int) -> int:
@@ -203,17 +196,6 @@ class ExactStream(IterableDataset[ExactSample]):
         """Sample k of the whole run."""
         sample = self.scans.sample(self.index(k), self.recipe.shape_vox)
         return varied(sample, self.recipe.augment, generator_of(self.recipe.seed, "augment", k))
-
-    def __iter__(self) -> Iterator[ExactSample]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        own = self.recipe.batch // self.ranks
-        step = self.start + worker
-        while True:
-            # a worker makes whole batches, so that batches do not depend on their number
-            for i in range(own):
-                yield self.sample(step * self.recipe.batch + i * self.ranks + self.rank)
-            step += workers
 
 
 def varied(sample: ExactSample, augment: ExactAugment, generator: torch.Generator) -> ExactSample:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from hilum.objective.dense import (
     PAPER_PREVALENCE,
@@ -79,17 +78,7 @@ class DenseTask:
     def batches(self, start: int, device: torch.device) -> Iterator[Groups]:
         """See `Task`."""
         stream = ExactStream(self.recipe, self.scans, start=start, rank=rank(), ranks=world())
-        workers = self.recipe.workers
-        loader = DataLoader(
-            stream,
-            batch_size=self.recipe.batch // world(),
-            num_workers=workers,
-            collate_fn=stack,
-            # fork and thread pools do not mix
-            multiprocessing_context="forkserver" if workers else None,
-            persistent_workers=workers > 0,
-        )
-        for groups in loader:
+        for groups in stream.loader(self.recipe.workers, stack):
             yield tuple(batch.to(device) for batch in groups)
 
     def keys(self, batch: Groups) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from hilum.cohort.loader import Part
 from hilum.model.vit import ViT
@@ -90,17 +89,7 @@ class StageTask:
             rank=rank(),
             ranks=world(),
         )
-        workers = self.recipe.workers
-        loader = DataLoader(
-            stream,
-            batch_size=self.recipe.batch // world(),
-            num_workers=workers,
-            collate_fn=stack_samples,
-            # fork and thread pools do not mix
-            multiprocessing_context="forkserver" if workers else None,
-            persistent_workers=workers > 0,
-        )
-        for batch in loader:
+        for batch in stream.loader(self.recipe.workers, stack_samples):
             yield batch.to(device)
 
     def keys(self, batch: StageBatch) -> list[str]:

@@ -1,20 +1,16 @@
 """Scans of a stage: views, masks, captions and sentences of sample k, a function of seed and k alone.
 
-Sample k belongs to step ``k // batch``. Ranks take every `ranks`-th sample of a step, so that a step sees the
-same scans, views and masks on any number of them, and a run that stopped goes on with the next sample.
+A step sees the same scans, views and masks on any number of ranks (`train.stream`).
 """
 
 from __future__ import annotations
 
 import json
 import random
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from hilum.cohort.loader import CropLoader, Part
 from hilum.cohort.pipeline import zscore_slices
@@ -24,6 +20,7 @@ from hilum.objective.masks import patch_mask, view_ratios
 from hilum.tensors import PatchMask, ScanCrop
 from hilum.text.captions import Pair, ScanText, draw_caption, draw_pairs
 from hilum.train.stage_recipe import StageRecipe
+from hilum.train.stream import SampleStream, generator_of
 from hilum.train.views import Views, stack_views
 from hilum.train.views_slice import draw_sides, slice_views
 from hilum.train.views_volume import volume_views
@@ -107,21 +104,14 @@ def stack_samples(samples: Sequence[StageSample]) -> StageBatch:
     )
 
 
-def generator_of(seed: int, *what: int | str) -> torch.Generator:
-    """Random numbers for one purpose: equal for equal arguments, unrelated otherwise."""
-    words = [zlib.crc32(w.encode()) if isinstance(w, str) else w for w in what]
-    state = np.random.SeedSequence([seed, *words]).generate_state(2, np.uint64)
-    return torch.Generator().manual_seed(int(state[0] >> 1))
-
-
 def patch_of(recipe: StageRecipe, step: int) -> int:
     """The size of a patch in a step, the same on every rank."""
     drawn = torch.randint(len(recipe.patches), (), generator=generator_of(recipe.seed, "patch", step))
     return recipe.patches[int(drawn)]
 
 
-class StageStream(IterableDataset[StageSample]):
-    """An endless stream of one rank's samples, for a DataLoader with this rank's scans per step as its batch.
+class StageStream(SampleStream[StageSample]):
+    """One rank's samples of a stage.
 
     Args:
         recipe: of the stage. parts: stores with keys. texts: what each scan's report gives; patients: whose
@@ -142,17 +132,10 @@ class StageStream(IterableDataset[StageSample]):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        super().__init__()
-        if recipe.batch % ranks:
-            raise UsageError(
-                "CONFIG_VALUE",
-                "ranks share a batch evenly",
-                expected=f"a multiple of {ranks}",
-                got=recipe.batch,
-            )
+        super().__init__(recipe.batch, start=start, rank=rank, ranks=ranks)
         for part in parts:
             _must_be_scores(part, recipe)
-        self.recipe, self.start, self.rank, self.ranks = recipe, start, rank, ranks
+        self.recipe = recipe
         self.texts, self.patients = texts or {}, patients or {}
         self.scans = CropLoader(parts, shape_vox=None, seed=recipe.seed, slices=recipe.slices is not None)
         self._tellers = sorted(key for key, text in self.texts.items() if text.positives)
@@ -175,17 +158,6 @@ class StageStream(IterableDataset[StageSample]):
         caption = draw_caption(text, rng, shuffle_chance=recipe.text.shuffle_chance)
         pairs = draw_pairs(text, self._others(crop.key, rng), rng, count=recipe.text.pairs)
         return replace(sample, caption=caption, pairs=tuple(pairs))
-
-    def __iter__(self) -> Iterator[StageSample]:
-        info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        own = self.recipe.batch // self.ranks
-        step = self.start + worker
-        while True:
-            # a worker makes whole batches, so that batches do not depend on their number
-            for i in range(own):
-                yield self.sample(step * self.recipe.batch + i * self.ranks + self.rank)
-            step += workers
 
     def _views(self, image: ScanCrop, step: int, generator: torch.Generator) -> Views:
         recipe = self.recipe

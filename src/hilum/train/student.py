@@ -24,8 +24,9 @@ from hilum.objective.precision import full
 from hilum.objective.sinkhorn import Balanced, balance
 from hilum.tensors import Embeddings
 from hilum.train.distil import Distil, Target
-from hilum.train.stage_data import StageBatch, generator_of
+from hilum.train.stage_data import StageBatch
 from hilum.train.stage_recipe import LossRecipe, StageRecipe
+from hilum.train.stream import generator_of
 from hilum.train.views import Views
 
 

@@ -105,6 +105,23 @@ def losses(
     model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
     """`organs` and `anomaly`, or `outlines`, each already weighted; their sum is minimised."""
+    return phase_losses(
+        model, batches, recipe, "anomaly", lambda organs: anomaly_loss(model, organs, batches, preset, recipe)
+    )
+
+
+def phase_losses(
+    model: YNet,
+    batches: Sequence[Batch],
+    recipe: ObjectiveRecipe,
+    name: str,
+    finding_loss: Callable[[Sequence[OrganFeatures]], torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """What a step of organs, of findings, of both or of outlines minimises.
+
+    Args:
+        name, finding_loss: how findings are learnt, from the scans' organ features.
+    """
     learns = batches[0].learns
     # while findings or outlines are learnt alone, the encoder and the organ decoder rest
     with torch.set_grad_enabled(learns in ("organs", "both") and torch.is_grad_enabled()):
@@ -116,5 +133,5 @@ def losses(
         # siblings have the same organs: one of them is enough
         named["organs"] = organ_loss(organs[0], batches[0], recipe)
     if learns != "organs":
-        named["anomaly"] = anomaly_loss(model, organs, batches, preset, recipe)
+        named[name] = finding_loss(organs)
     return named

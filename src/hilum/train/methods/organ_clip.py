@@ -16,7 +16,7 @@ from hilum.objective.align import align_loss
 from hilum.tensors import PlaceEmbeddings
 from hilum.text.prompts import PLACES
 from hilum.train.batch import Batch, of_batches
-from hilum.train.methods.exact_small import organ_loss, outline_loss
+from hilum.train.methods.exact_small import phase_losses
 from hilum.train.recipe import ObjectiveRecipe
 
 
@@ -53,14 +53,6 @@ def losses(
     model: OrganClipNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
     """`organs` and `sentences`, or `outlines`: the phases of EXACT in small."""
-    learns = batches[0].learns
-    with torch.set_grad_enabled(learns in ("organs", "both") and torch.is_grad_enabled()):
-        organs = [model.organ_features(batch.scan) for batch in batches]
-    if learns == "outlines":
-        return {"outlines": outline_loss(model, organs[0], batches[0], recipe)}
-    named = {}
-    if learns != "findings":
-        named["organs"] = organ_loss(organs[0], batches[0], recipe)
-    if learns != "organs":
-        named["sentences"] = place_loss(model, organs, batches)
-    return named
+    return phase_losses(
+        model, batches, recipe, "sentences", lambda organs: place_loss(model, organs, batches)
+    )
