@@ -6,8 +6,9 @@ import torch
 from hilum.errors import UsageError, WeightsError
 from hilum.io.weights import load_weights, preset_data, save_weights
 from hilum.model.fold import fold, rows, unfold, unrows
+from hilum.model.local import LocalDecoder
 from hilum.model.preset import Preset, build_network, load_state
-from hilum.model.ynet import InstanceNorm, LocalDecoder, YNet, YNetConfig
+from hilum.model.ynet import BOX_REACH, InstanceNorm, YNet, YNetConfig
 
 TINY = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8)
 
@@ -62,6 +63,24 @@ def test_the_anomaly_decoder_knows_nothing_of_elsewhere():
     assert moved[6, 6, 6] and moved[4, 6, 8]
     moved[4:9, 4:9, 4:9] = False
     assert not moved.any()
+
+
+def test_a_box_is_read_as_in_the_whole_scan():
+    net = YNet(YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, abn_stem=4))
+    generator = torch.Generator().manual_seed(0)
+    scan = torch.rand(1, 1, 48, 64, 48, generator=generator) - 0.7
+    organs = net.organ_features(scan)
+    whole = net.anomaly_cells(scan, organs)
+    start, size = (8, 20, 4), (6, 6, 8)
+    low = [max(0, a - BOX_REACH) // 2 * 2 for a in start]
+    high = [min(n // 2, a + b + BOX_REACH) for a, b, n in zip(start, size, scan.shape[2:], strict=True)]
+    cells = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    voxels = tuple(slice(2 * a, 2 * b) for a, b in zip(low, high, strict=True))
+    inner = [slice(a - b, a - b + n) for a, b, n in zip(start, low, size, strict=True)]
+    (box,) = net.anomaly_box(scan[:, :, *voxels], organs.shares()[:, :, *cells], inner)
+    own = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
+    for ours, theirs in zip((box.decoded, box.context), (whole.decoded, whole.context), strict=True):
+        assert torch.allclose(ours, theirs.T.unflatten(1, (24, 32, 24))[:, *own].flatten(1).T, atol=1e-5)
 
 
 @pytest.mark.parametrize(

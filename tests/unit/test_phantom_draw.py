@@ -128,3 +128,14 @@ def test_degree_rules():
 def test_refuses(arguments):
     with pytest.raises(UsageError):
         draw_plan(1, **arguments)
+
+
+def test_a_follow_up_has_the_same_lesions_but_for_what_came_or_went():
+    for seed in range(6):
+        first, second = (draw_plan(seed, prevalence=0.4, sibling=k, changes=3) for k in (0, 2))
+        assert first == draw_plan(seed, prevalence=0.4)
+        assert second.patient == first.patient and second.scanner.seed != first.scanner.seed
+        before, after = ({f.slug: f for f in plan.findings} for plan in (first, second))
+        assert len(before.keys() ^ after.keys()) == 3
+        assert all(before[slug] == after[slug] for slug in before.keys() & after.keys())
+        assert ("cardiomegaly" in before) == ("cardiomegaly" in after)

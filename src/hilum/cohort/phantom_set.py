@@ -46,6 +46,8 @@ class PhantomSetSpec:
         seed: of the first phantom; phantom i has seed + i. lesions: whether lesion masks are stored.
         prevalence: chance of each finding; None draws as `hilum phantom` does.
         siblings: scans of each patient, with different findings in the same anatomy; `count` is a multiple.
+        changes: findings that came or went between the first scan of a patient and each other; None draws
+            each scan's anew.
         finer: whether the first scan of each patient is stored at half the voxel too.
         spacing_mm: written spacing of the scan before preparation; None keeps each plan's own.
     """
@@ -58,6 +60,7 @@ class PhantomSetSpec:
     lesions: bool = False
     prevalence: float | None = None
     siblings: int = 1
+    changes: int | None = None
     finer: bool = False
 
     def folder(self, root: Path) -> Path:
@@ -138,7 +141,13 @@ def _make_patient(job: tuple[int, PhantomSetSpec, list[Path]]) -> list[Path]:
     anatomy: Scene | None = None
     first: PrepTrace | None = None
     for sibling, path in enumerate(paths):
-        plan = draw_plan(seed, spacing_mm=spec.spacing_mm, prevalence=spec.prevalence, sibling=sibling)
+        plan = draw_plan(
+            seed,
+            spacing_mm=spec.spacing_mm,
+            prevalence=spec.prevalence,
+            sibling=sibling,
+            changes=spec.changes,
+        )
         if anatomy is None:
             anatomy = build_scene(plan, work_mm=spec.work_mm)
         phantom = make_phantom(plan, anatomy=anatomy)

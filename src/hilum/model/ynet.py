@@ -7,7 +7,8 @@ with convolutions where the paper has Mamba layers. What differs and why:
 * the stem folds 2x2x2 voxels into channels instead of a strided 7x7x7 convolution: nothing small is lost, and
   every convolution runs at half resolution or below, so that two CPU cores train it;
 * full-resolution maps are unfolded from half-resolution features (sub-voxel convolution) for the same reason;
-* the anomaly decoder is local (`LocalDecoder`);
+* the anomaly decoder is local (`model.local`), and with `abn_stem` it looks at the scan itself: boxes of a
+  scan then teach it, without the rest of the network;
 * the anomaly half also reads what the scan says without any convolution (`model.bands`): a scan's label is
   too weak to teach a network Hounsfield units.
 """
@@ -24,6 +25,7 @@ from torch.nn import functional as F
 
 from hilum.model.bands import CellReader
 from hilum.model.fold import fold, rows, unfold, unrows
+from hilum.model.local import REACH, LocalDecoder, LocalStem
 from hilum.model.outline import Outliner, windows
 from hilum.tensors import (
     AnomalyLogits,
@@ -41,6 +43,9 @@ ORGAN_GAIN = 5.0
 """Factor of the organ logits. A soft Dice wants background logits near -7; Adam's steps are of one size
 whatever the gradient, so without a gain a head needs hundreds of steps to get there."""
 
+BOX_REACH = 2 * REACH
+"""Cells around a box that its cells see: `model.bands` sees as far as `model.local`."""
+
 ANOMALY_START = -3.0
 """First anomaly logit everywhere: findings are small, and most voxels have none."""
 
@@ -53,7 +58,9 @@ class YNetConfig:
         windows_hu: (low, high) of each input window; the scan enters once per window, clipped and scaled to
             [-1, 1].
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
-        abn_width: channels of the anomaly decoder at 1/2. organs, findings: output channels.
+        abn_width: channels of the anomaly decoder at 1/2. abn_stem: channels of its own stem on the full
+            grid; 0 gives it the encoder's and the organ decoder's features instead, as the paper does.
+        organs, findings: output channels.
         bands_hu, contrast_hu: knots of `model.bands`. reader: width of its perceptron.
         outline: width of `model.outline.Outliner`, 0 for none.
         deep: organ heads at 1/8 and 1/4 too, used in training only: the decoder learns
@@ -65,6 +72,7 @@ class YNetConfig:
     widths: tuple[int, int, int, int] = (16, 48, 96, 160)
     depth: tuple[int, int, int, int] = (1, 2, 2, 2)
     abn_width: int = 32
+    abn_stem: int = 0
     bands_hu: tuple[float, ...] = (-1000.0, -900.0, -700.0, -300.0, 0.0, 100.0, 300.0, 1000.0)
     contrast_hu: tuple[float, ...] = (-100.0, 0.0, 100.0, 300.0)
     reader: int = 64
@@ -163,30 +171,6 @@ class Up(nn.Module):
         """`below` at half the resolution of every one of `skips`."""
         x = torch.cat([self.up(below), *skips], dim=1)
         return self.block(torch.relu(self.norm(self.mix(x))))
-
-
-class LocalDecoder(nn.Module):
-    """The anomaly decoder: two convolutions at half resolution, norms within each cell.
-
-    What it says of a cell it has seen there. A decoder that sees the whole scan learns to answer wherever it
-    likes: pooled over an organ, any cell that lights up is as good as the right one.
-    """
-
-    def __init__(self, skips: int, width: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv3d(skips, width, 1)
-        self.first = nn.Conv3d(width, width, 3, padding=1)
-        self.second = nn.Conv3d(width, width, 3, padding=1)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-
-    def forward(self, *skips: torch.Tensor) -> torch.Tensor:
-        """Features of one resolution -> (B, width, U, V, W), normed."""
-        x = torch.relu(self._norm(0, self.mix(torch.cat(skips, dim=1))))
-        x = x + self.second(torch.relu(self._norm(1, self.first(x))))
-        return self._norm(2, x)
-
-    def _norm(self, which: int, x: torch.Tensor) -> torch.Tensor:
-        return cast(torch.Tensor, self.norms[which](x.movedim(1, -1))).movedim(-1, 1)
 
 
 class Encoder(nn.Module):
@@ -293,8 +277,14 @@ class YNet(nn.Module):
         for head in (self.organ_head, *self.coarse_heads):
             start_head(cast(nn.Conv3d, head), -2.0 / ORGAN_GAIN, 0.05)
         self.anomaly_heads = AnomalyHeads(config)
-        # the anomaly decoder sees the encoder's skip and the organ decoder's features of the same resolution
-        self.abn = LocalDecoder(2 * a + self.anomaly_heads.reader.context_width, config.abn_width)
+        self.abn_stem = (
+            LocalStem(len(config.windows_hu), config.abn_stem, 2 * config.abn_width)
+            if config.abn_stem
+            else None
+        )
+        # else it sees the encoder's skip and the organ decoder's features of the same resolution
+        skips = 2 * (config.abn_width if config.abn_stem else a)
+        self.abn = LocalDecoder(skips + self.anomaly_heads.reader.context_width, config.abn_width)
         self.outliner = (
             Outliner(len(config.windows_hu), a, config.organs, config.outline) if config.outline else None
         )
@@ -320,10 +310,34 @@ class YNet(nn.Module):
 
     def anomaly_cells(self, scan: ScanBatch, organs: OrganFeatures) -> AnomalyCells:
         """What `anomaly_heads` reads of one scan (a batch of one)."""
-        decoder = organs.decoder.detach() if self.config.detach else organs.decoder
         context = self.anomaly_heads.reader.context(scan, organs.shares())
-        decoded = self.abn(organs.encoder, decoder, context.to(decoder))
+        if self.abn_stem is None:
+            decoder = organs.decoder.detach() if self.config.detach else organs.decoder
+            decoded = self.abn(organs.encoder, decoder, context.to(decoder))
+        else:
+            decoded = self._local(scan, context)
         return AnomalyCells(rows(decoded)[0], rows(context)[0])
+
+    def anomaly_box(self, scan: ScanBatch, shares: OrganShares, inner: Sequence[slice]) -> list[AnomalyCells]:
+        """The same of the cells `inner` of a box alone, for each of its scans; of networks with `abn_stem`.
+
+        Args:
+            scan: HU / 1000 of the box and of what `BOX_REACH` cells around it see. shares: of its cells.
+            inner: the cells to be read, three slices. With that much around them (or the scan's border) they
+                are what they are in the whole scan.
+        """
+        context = self.anomaly_heads.reader.context(scan, shares)
+        near = [slice(max(0, at.start - REACH), at.stop + REACH) for at in inner]
+        within = [slice(at.start - by.start, at.stop - by.start) for at, by in zip(inner, near, strict=True)]
+        voxels = [slice(2 * at.start, 2 * at.stop) for at in near]
+        decoded = self._local(scan[:, :, *voxels], context[:, :, *near])
+        both = (rows(decoded[:, :, *within]), rows(context[:, :, *inner]))
+        return [AnomalyCells(*one) for one in zip(*both, strict=True)]
+
+    def _local(self, scan: ScanBatch, context: HalfFeatures) -> torch.Tensor:
+        assert self.abn_stem is not None, "a network with abn_stem"
+        own = self.abn_stem(self.encoder.windows(scan).contiguous(memory_format=torch.channels_last_3d))
+        return cast(torch.Tensor, self.abn(own, context.to(own)))
 
     def anomaly_maps(self, scan: ScanBatch, organs: OrganFeatures) -> tuple[AnomalyLogits, FineAnomalyLogits]:
         """Logits of one scan's whole maps at half and at full resolution."""

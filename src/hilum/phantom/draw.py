@@ -85,6 +85,7 @@ def draw_plan(
     spacing_mm: float | tuple[float, float, float] | None = None,
     prevalence: float | None = None,
     sibling: int = 0,
+    changes: int | None = None,
     key: str | None = None,
 ) -> PhantomPlan:
     """One phantom's plan. Equal arguments give equal plans.
@@ -97,6 +98,8 @@ def draw_plan(
         spacing_mm: x, y, z of the written volume, or z alone; None draws it.
         prevalence: chance of every finding instead of `PREVALENCE`, and no share of normal chests.
         sibling: above 0, the same patient and scanner with other findings (cardiomegaly is the patient's).
+        changes: a sibling is a follow-up: so many findings came or went, the others are the same lesions;
+            None draws a sibling's findings anew.
         key: name of the phantom; by default ``synthetic-<seed>``.
 
     Raises:
@@ -110,7 +113,10 @@ def draw_plan(
     seeds = seed_rng.integers(0, 2**31 - 1, size=len(SLUGS) + 2)
     shape_seed = int(seeds[-2])
     enlarged = chosen["cardiomegaly"] if "cardiomegaly" in slugs else None
-    if sibling:
+    if sibling and changes is not None:
+        own_rng = np.random.default_rng(np.random.SeedSequence((abs(int(seed)), sibling)))
+        slugs = slugs ^ _draw_changes(own_rng, changes)
+    elif sibling:
         own = np.random.SeedSequence((abs(int(seed)), sibling)).spawn(3)
         which_rng, degree_rng, seed_rng = (np.random.default_rng(s) for s in own)
         if findings is None:
@@ -140,6 +146,11 @@ def _checked(findings: Sequence[str]) -> set[str]:
                 "OPTION_UNKNOWN", "a finding is one of the 18", expected=", ".join(SLUGS), got=slug
             )
     return set(findings)
+
+
+def _draw_changes(rng: np.random.Generator, count: int) -> set[str]:
+    """Which findings come or go between two scans of a patient; cardiomegaly is the patient's."""
+    return set(rng.choice([slug for slug in SLUGS if slug != "cardiomegaly"], size=count, replace=False))
 
 
 def _draw_slugs(rng: np.random.Generator, age_years: int, prevalence: float | None) -> set[str]:

@@ -44,6 +44,7 @@ def fill(recipe: Recipe, seconds: Seconds, minutes: float) -> Recipe:
         update={
             "steps": sum(counts.values()),
             "organ_steps": counts.get("organs", 0),
+            "box_steps": counts.get("boxes", 0),
             "outline_steps": counts.get("outlines", 0),
         }
     )

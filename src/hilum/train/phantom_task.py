@@ -16,13 +16,14 @@ from hilum.errors import UsageError
 from hilum.model.preset import READS_REPORTS, Preset, build_network
 from hilum.objective.gather import world
 from hilum.train.augment import augment, augment_finer
-from hilum.train.batch import Batch, FineView, Phase, ReportRow
+from hilum.train.batch import Batch, FineView, Learns, Phase, ReportRow
 from hilum.train.ema import Average
 from hilum.train.loop import Progress
 from hilum.train.loop import train as run_task
 from hilum.train.methods import cam, clip_global, exact_small, organ_clip
 from hilum.train.recipe import ObjectiveRecipe, OptimRecipe, Recipe
 from hilum.train.schedule import Rates
+from hilum.train.start_organs import take_organs
 from hilum.train.text_bank import Of, TextBank, bank_of
 
 Losses = dict[str, torch.Tensor]
@@ -52,16 +53,32 @@ BANK_OF: dict[str, Of] = {"clip_global": "report", "organ_clip": "places"}
 
 
 def phase_of(step: int, recipe: OptimRecipe) -> Phase:
-    """What a step is for: organs, then findings (or both at once), then outlines."""
-    first = min(recipe.organ_steps, recipe.steps)
-    last = max(first, recipe.steps - recipe.outline_steps)
-    if step < first:
-        return Phase("organs", 0, first, recipe.lr)
-    if step >= last:
-        return Phase("outlines", last, recipe.steps - last, recipe.outline_lr or recipe.lr)
-    if first == 0:
-        return Phase("both", 0, last, recipe.lr)
-    return Phase("findings", first, last - first, recipe.finding_lr or recipe.lr)
+    """What a step is for: organs, findings in boxes, findings in whole scans (or with organs at once),
+    outlines."""
+    start = 0
+    for learns, steps, lr in phases_of(recipe):
+        if step < start + steps:
+            return Phase(learns, start, steps, lr or recipe.lr)
+        start += steps
+    raise AssertionError(f"a run of {recipe.steps} steps has no step {step}")
+
+
+def phases_of(recipe: OptimRecipe) -> Iterator[tuple[Learns, int, float | None]]:
+    """What a run learns, how many steps long, and its learning rate; what does not fit into the run's steps
+    is left out."""
+    left = recipe.steps
+    outlines = min(recipe.outline_steps, left)
+    alone = bool(recipe.organ_steps or recipe.organs_from)
+    for learns, steps, lr in (
+        ("organs", recipe.organ_steps, None),
+        ("boxes", recipe.box_steps, recipe.box_lr),
+        ("findings" if alone else "both", left, recipe.finding_lr if alone else None),
+    ):
+        reserved = outlines if learns != "organs" else 0
+        taken = min(steps, max(0, left - reserved))
+        left -= taken
+        yield learns, taken, lr  # type: ignore[misc]
+    yield "outlines", left, recipe.outline_lr
 
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
@@ -102,6 +119,9 @@ def scans_of(patient: Patient, step: int, recipe: Recipe) -> Patient:
     if learns == "outlines":
         # the one that was made finer too
         return patient[:1]
+    if learns == "boxes":
+        # the first scan is what the others are follow-ups of
+        return [patient[0], *pick_scans(patient[1:], recipe.optim.box_scans - 1, step, recipe.seed)]
     # siblings have the same organs
     return pick_scans(patient, 1 if learns == "organs" else recipe.optim.scans, step, recipe.seed)
 
@@ -125,7 +145,7 @@ def make_batch(
         look = (spacing_mm, recipe.augment, generator)
         scan, organs = augment(sample.scan, sample.organs, *look, organs_alone=alone)
     progress = (step - phase.start) / phase.steps
-    return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine)
+    return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine, step=step)
 
 
 def pick_box(shape: Sequence[int], step: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -168,6 +188,8 @@ class PhantomTask:
                 expected=0,
                 got=recipe.optim.organ_steps,
             )
+        if recipe.optim.box_steps and not getattr(preset.net, "abn_stem", 0):
+            raise UsageError("CONFIG_VALUE", "box_steps need a preset with abn_stem", got=preset.name)
         knows_organs = preset.network in ("ynet", "organ_clip")
         if recipe.optim.outline_steps and not (knows_organs and preset.net.outline):
             got = f"{recipe.optim.outline_steps} for {preset.name}"
@@ -183,6 +205,8 @@ class PhantomTask:
         if world() > 1:
             raise UsageError("CONFIG_VALUE", "this method runs in one process", expected=1, got=world())
         network = build_network(self.preset)
+        if self.recipe.optim.organs_from is not None:
+            take_organs(network, self.recipe.optim.organs_from)  # type: ignore[arg-type]
         if self.bank is not None:
             network.text.prompts.copy_(self.bank.prompts)  # type: ignore[union-attr, operator]
         return network

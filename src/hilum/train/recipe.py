@@ -25,6 +25,9 @@ class DataRecipe(Strict):
 
     train: int = Field(300, ge=1, description="phantoms to train on (scans)")
     siblings: int = Field(1, ge=1, description="scans per training patient: one anatomy, other findings")
+    changes: int | None = Field(
+        None, ge=1, description="findings that came or went between siblings; None draws each scan's anew"
+    )
     organ_patients: int = Field(
         0, ge=0, description="more training patients, one scan each, for steps that learn no findings"
     )
@@ -74,6 +77,14 @@ class OptimRecipe(Strict):
     organ_steps: int = Field(
         0, ge=0, description="first steps: organs alone, then findings alone; 0 trains both at once"
     )
+    box_steps: int = Field(
+        0, ge=0, description="after organ_steps: findings in boxes of siblings; then findings in whole scans"
+    )
+    box_scans: int = Field(2, ge=2, description="scans of one patient per step of box_steps")
+    box_lr: float | None = Field(None, gt=0, description="of box_steps; None is lr")
+    organs_from: str | None = Field(
+        None, description="a model whose organs and outlines to begin with; they rest where no step is theirs"
+    )
     outline_steps: int = Field(0, ge=0, description="last steps: organ borders at half the voxel, alone")
     lr: float = Field(2e-3, gt=0)
     finding_lr: float | None = Field(None, gt=0, description="after organ_steps; None is lr")
@@ -100,6 +111,8 @@ class ObjectiveRecipe(Strict):
         0.0, ge=0, description="weight of ranking a patient's scans by probability; needs optim.scans > 1"
     )
     rank_weight: float = Field(0.0, ge=0, description="weight of ranking them by log-sum-exp of all voxels")
+    boxes: int = Field(6, ge=1, description="boxes of a patient per step of optim.box_steps")
+    explain: bool = Field(True, description="findings of a scan share each voxel's vote (objective.siblings)")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"
     pool: Literal["volume", "paper"] = "volume"

@@ -37,11 +37,14 @@ def training_specs(recipe: Recipe, preset: Preset) -> list[PhantomSetSpec]:
         lesions=False,
         prevalence=data.prevalence,
         siblings=data.siblings,
+        changes=data.changes,
         finer=recipe.optim.outline_steps > 0,
     )
     if not data.organ_patients:
         return [families]
-    alone = replace(families, count=data.organ_patients, seed=data.seed + data.families, siblings=1)
+    alone = replace(
+        families, count=data.organ_patients, seed=data.seed + data.families, siblings=1, changes=None
+    )
     return [families, alone]
 
 

@@ -13,14 +13,26 @@ from hilum.model.preset import Preset
 from hilum.model.ynet import OrganFeatures, YNet
 from hilum.objective.mil import Pooled, least_open, organ_gate, pool_scan, voxel_counts
 from hilum.objective.segmentation import segmentation_weight, tversky_focal
+from hilum.objective.siblings import inherited
 from hilum.tensors import GateRows, OrganTruth
 from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF
 from hilum.train.batch import Batch
+from hilum.train.boxes import Siblings, draw_boxes
 from hilum.train.methods.scan_labels import scan_loss
 from hilum.train.recipe import ObjectiveRecipe
 
 PAPER_COUNT_LOW = 6
 PAPER_COUNT_HIGH = 48
+GATE_ML = {
+    "lung": 4200.0,
+    "airways": 200.0,
+    "pleura": 2700.0,
+    "mediastinum": 900.0,
+    "heart": 900.0,
+    "oesophagus": 80.0,
+    "global": 12000.0,
+}
+"""About how large each organ channel is in a grown-up; only `voxel_scale` asks."""
 
 
 def pooled_counts(preset: Preset, recipe: ObjectiveRecipe) -> tuple[list[int], list[int]]:
@@ -101,10 +113,40 @@ def anomaly_loss(
     ).mean()
 
 
+def box_loss(model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe) -> torch.Tensor:
+    """What siblings say of each other's voxels, in a few boxes."""
+    scans, organs = [b.scan for b in batches], [b.organs for b in batches]
+    siblings = Siblings.of(scans, organs, torch.cat([b.labels for b in batches]))
+    generator = torch.Generator().manual_seed(batches[0].step)
+    scale = voxel_scale(preset).to(siblings.scan.device)
+    loss = torch.zeros((), device=siblings.scan.device)
+    for box in draw_boxes(siblings, recipe.boxes, generator):
+        # a cell outside every gate says nothing
+        where = box.gates.flatten(1).any(1).nonzero().flatten()
+        shares = box.shares.expand(len(batches), -1, -1, -1, -1)
+        cells = [one.pick(where) for one in model.anomaly_box(box.scan, shares, box.inner)]
+        low, high = (torch.stack(x) for x in zip(*map(model.anomaly_heads.rows, cells), strict=True))
+        votes = inherited(
+            low, high, box.gates[where], siblings.labels, box.differs[where], explain=recipe.explain
+        )
+        loss = loss + (votes * scale).sum()
+    return loss / recipe.boxes
+
+
+def voxel_scale(preset: Preset) -> torch.Tensor:
+    """Weight of each finding's votes: the geometric mean of the voxels that it has and of those that its gate
+    has, so that small findings in large organs are heard and do not shout."""
+    gates = [sum(GATE_ML[ORGAN_CHANNELS[organ]] for organ in organs) for organs in GATES]
+    voxels = [(gate * own) ** 0.5 / preset.voxel_ml for gate, own in zip(gates, preset.pool_ml, strict=True)]
+    return 1 / torch.tensor(voxels) / len(voxels)
+
+
 def losses(
     model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
-    """`organs` and `anomaly`, or `outlines`, each already weighted; their sum is minimised."""
+    """`organs` and `anomaly`, or `boxes`, or `outlines`, each already weighted; their sum is minimised."""
+    if batches[0].learns == "boxes":
+        return {"boxes": box_loss(model, batches, preset, recipe)}
     return phase_losses(
         model, batches, recipe, "anomaly", lambda organs: anomaly_loss(model, organs, batches, preset, recipe)
     )

@@ -1,0 +1,66 @@
+"""Voxels inherit the label of their scan, between scans of one anatomy.
+
+In a box that two scans of a patient have in common, every voxel of the one with a finding votes for it, and
+every voxel of the one without votes against. What both show cancels; what only the scans with the finding
+show remains. A label is the scan's; no voxel is ever marked.
+
+Three things keep the votes clean:
+
+* only findings that came or went have any (`labels` differ);
+* a voxel that looks the same in the other scan cannot carry what came or went (`differs`);
+* a voxel of a scan with several new findings carries one of them. The more the network thinks it is another
+  one, the less its vote counts (the responsibilities of expectation-maximisation). Votes against count in
+  full: they are certain.
+
+Instance-level learning from bags with inherited labels is the single-instance baseline of multiple-instance
+learning (Ray and Craven, ICML 2005); here siblings make its noise cancel. EXACT's own objective is
+`objective.mil`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from hilum.tensors import Labels
+
+LARGEST = 8.0
+"""Logit beyond which a voxel is no more sure of a finding than this."""
+
+
+def responsibility(logits: torch.Tensor, eligible: torch.Tensor) -> torch.Tensor:
+    """How much of a voxel's vote each finding keeps: (S, N, D, 8), 1 where it is the only one that explains
+    the voxel. No gradient.
+
+    Args:
+        logits: (S, N, D, 8). eligible: bool of that shape, what the scan's label allows there.
+    """
+    odds = logits.detach().clamp(max=LARGEST).exp() * eligible
+    return (1 + odds) / (1 + odds.sum(2, keepdim=True))
+
+
+def inherited(
+    low: torch.Tensor,
+    high: torch.Tensor,
+    gate: torch.Tensor,
+    labels: Labels,
+    differs: torch.Tensor,
+    *,
+    explain: bool = True,
+) -> torch.Tensor:
+    """Logistic loss of the votes of one box, summed over its voxels, per finding: (D,).
+
+    Args:
+        low: (S, N, D) logits of cells of S siblings. high: (S, N, D, 8) of their voxels.
+        gate: bool (N, D, 8), where each finding may lie, the same for all.
+        labels: 1, 0 or NaN for unknown. differs: bool (N, 8), what looks different in the siblings.
+        explain: whether findings share a voxel's vote.
+    """
+    present, absent = labels == 1, labels == 0
+    told = present.any(0) & absent.any(0)
+    votes = gate & (present & told)[:, None, :, None] & differs[None, :, None]
+    share = responsibility(high, votes) if explain else votes.float()
+    pro, contra = votes * share, (gate & (absent & told)[:, None, :, None]).float()
+    fine = F.softplus(-high) * pro + F.softplus(high) * contra
+    coarse = F.softplus(-low) * pro.sum(3) + F.softplus(low) * contra.sum(3)
+    return fine.sum((0, 1, 3)) + coarse.sum((0, 1))
