@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from hilum.cohort.prep import Prep
+from hilum.cohort.samples import load
 from hilum.errors import UsageError, WeightsError
 from hilum.io.weights import save_weights
 from hilum.model.fold import unfold, unrows
@@ -16,7 +17,7 @@ from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.train.boxes import SIDE, Siblings, draw_boxes
 from hilum.train.methods.exact_small import voxel_scale
-from hilum.train.phantom_task import phase_of, scans_of, train
+from hilum.train.phantom_task import make_siblings, phase_of, scans_of, shared_of, train
 from hilum.train.recipe import OptimRecipe, Recipe
 from hilum.train.run import write_card
 
@@ -143,6 +144,15 @@ def test_the_first_scan_is_what_a_step_compares_with(files):
     for step in range(8):
         seen = scans_of(patient, step, recipe(steps=9, box_steps=9))
         assert len(seen) == 2 and seen[0] == patient[0] and seen[1] in patient[1:]
+
+
+def test_a_finding_that_siblings_always_share_is_unknown_in_boxes(files):
+    shared = shared_of(files)
+    assert not shared[NODULE] and shared[STONE]
+    samples = [load(path) for path in files[0]]
+    made = make_siblings(samples, 0, recipe(steps=1, box_steps=1), PRESET, (0.5,) * 18, shared)
+    labels = torch.cat([batch.labels for batch in made.values()])
+    assert labels[:, NODULE].tolist() == [0.0, 1.0] and labels[:, STONE].isnan().all()
 
 
 def test_boxes_need_a_stem_of_their_own(tmp_path, files):

@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hilum.cohort.prep import Prep
-from hilum.cohort.samples import load
+from hilum.cohort.samples import Sample, load
 from hilum.errors import RunError, UsageError, WeightsError
+from hilum.geometry import Geometry
 from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import ORGAN_CHANNELS
-from hilum.train.augment import Fat, augment, augment_finer, draw_fat
+from hilum.train.augment import Fat, augment, augment_finer, augment_siblings, draw_fat
 from hilum.train.methods.exact_small import organ_rows
 from hilum.train.phantom_task import learning_rate, patients_of, pick, pick_box, pick_scans, train
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe, load_recipe
@@ -195,6 +196,29 @@ def test_augmentation_is_the_same_for_siblings():
     assert torch.equal(organs, same)
     differs = ((image - other).abs() > 1e-4).sum()
     assert 0 < differs <= 125
+
+
+def test_siblings_look_alike_but_for_what_differs():
+    sample = load_pair()
+    scans, organs = augment_siblings(sample, 4.0, AugmentRecipe(), torch.Generator().manual_seed(2))
+    apart = (scans[0] - scans[1]).abs()[0]
+    assert apart.max() > 0.5 and (apart > 1e-6).float().mean() < 0.02
+    alone, shares = augment(
+        sample[0].scan, sample[0].organs, 4.0, AugmentRecipe(), torch.Generator().manual_seed(2)
+    )
+    assert torch.equal(alone, scans[:1]) and torch.equal(shares, organs)
+
+
+def load_pair():
+    """Two scans that differ in a ball."""
+    generator = torch.Generator().manual_seed(4)
+    scan = (torch.randn((32, 48, 32), generator=generator) * 100 - 800).to(torch.int16)
+    other = scan.clone()
+    other[10:14, 20:24, 10:14] = 50
+    organs = torch.zeros((7, 32, 48, 32), dtype=torch.uint8)
+    organs[0, 4:28, 4:44, 4:28] = 255
+    grid = Geometry((32, 48, 32), np.diag([4.0, 4, 4, 1]))
+    return [Sample(s, organs, None, torch.zeros(18), grid, str(k)) for k, s in enumerate((scan, other))]
 
 
 def test_fat_takes_the_hearts_surface_and_joins_the_mediastinum():

@@ -1,13 +1,13 @@
 """Voxels inherit the label of their scan, between scans of one anatomy.
 
-In a box that two scans of a patient have in common, every voxel of the one with a finding votes for it, and
-every voxel of the one without votes against. What both show cancels; what only the scans with the finding
-show remains. A label is the scan's; no voxel is ever marked.
+In a box that two scans of a patient have in common, voxels of the one with a finding vote for it, and every
+voxel of the one without votes against. A label is the scan's; no voxel is ever marked.
 
-Three things keep the votes clean:
+Four things keep the votes clean:
 
-* only findings that came or went have any (`labels` differ);
+* only a finding that came or went has votes for it (`labels` differ);
 * a voxel that looks the same in the other scan cannot carry what came or went (`differs`);
+* where a finding is absent, it is absent everywhere: every voxel votes against, whatever else it shows;
 * a voxel of a scan with several new findings carries one of them. The more the network thinks it is another
   one, the less its vote counts (the responsibilities of expectation-maximisation). Votes against count in
   full: they are certain.
@@ -59,8 +59,8 @@ def inherited(
     present, absent = labels == 1, labels == 0
     told = present.any(0) & absent.any(0)
     votes = gate & (present & told)[:, None, :, None] & differs[None, :, None]
-    share = responsibility(high, votes) if explain else votes.float()
-    pro, contra = votes * share, (gate & (absent & told)[:, None, :, None]).float()
+    pro = votes * responsibility(high, votes) if explain else votes.to(high.dtype)
+    contra = (gate & absent[:, None, :, None]).to(high.dtype)
     fine = F.softplus(-high) * pro + F.softplus(high) * contra
     coarse = F.softplus(-low) * pro.sum(3) + F.softplus(low) * contra.sum(3)
     return fine.sum((0, 1, 3)) + coarse.sum((0, 1))

@@ -9,6 +9,7 @@ fat in place of the heart's outer millimetres, is for steps that learn organs al
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -164,6 +165,23 @@ def augment(
         heart = shares[ORGAN_CHANNELS.index("heart")]
         image, shares = fat.grow(image, shares, fat.share(heart, spacing_mm))
     return appearance(image, shares, recipe, generator)[None, None], shares[None]
+
+
+def augment_siblings(
+    samples: Sequence[Sample], spacing_mm: float, recipe: AugmentRecipe, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One look for scans of one anatomy, so that they differ in nothing but findings: HU / 1000
+    (S, 1, X, Y, Z) and, for all of them, the largest organ shares of any (1, O, X, Y, Z)."""
+    theta = random_affine(_shape(samples[0].scan), spacing_mm, recipe, generator)
+    scans = torch.stack([sample.scan for sample in samples])
+    organs = torch.stack([sample.organs for sample in samples]).amax(0)
+    images = warp(scans.float()[None] / 1000, theta, fill=AIR)[0]
+    shares = warp(organs.float()[None] / 255, theta, fill=0.0)[0]
+    state, looks = generator.get_state(), []
+    for image in images:
+        generator.set_state(state)
+        looks.append(appearance(image, shares, recipe, generator))
+    return torch.stack(looks)[:, None], shares[None]
 
 
 def augment_finer(

@@ -15,7 +15,7 @@ from hilum.cohort.samples import Sample, load, load_report
 from hilum.errors import UsageError
 from hilum.model.preset import READS_REPORTS, Preset, build_network
 from hilum.objective.gather import world
-from hilum.train.augment import augment, augment_finer
+from hilum.train.augment import augment, augment_finer, augment_siblings
 from hilum.train.batch import Batch, FineView, Learns, Phase, ReportRow
 from hilum.train.ema import Average
 from hilum.train.loop import Progress
@@ -145,7 +145,35 @@ def make_batch(
         look = (spacing_mm, recipe.augment, generator)
         scan, organs = augment(sample.scan, sample.organs, *look, organs_alone=alone)
     progress = (step - phase.start) / phase.steps
-    return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine, step=step)
+    return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine)
+
+
+def make_siblings(
+    samples: Sequence[Sample],
+    step: int,
+    recipe: Recipe,
+    preset: Preset,
+    prevalence: tuple[float, ...],
+    shared: torch.Tensor,
+) -> dict[str, Batch]:
+    """What a step that compares siblings in boxes sees: as `make_batch`, with the organs of all of them.
+    Findings that siblings always share (`shared_of`) are unknown: boxes can say nothing of them."""
+    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+    phase = phase_of(step, recipe.optim)
+    scans, organs = augment_siblings(samples, preset.prep.spacing_mm, recipe.augment, generator)
+    progress = (step - phase.start) / phase.steps
+    return {
+        sample.key: Batch(
+            scan[None],
+            organs,
+            sample.labels[None].masked_fill(shared.to(scan.device), torch.nan),
+            phase.learns,
+            progress,
+            prevalence,
+            step=step,
+        )
+        for sample, scan in zip(samples, scans, strict=True)
+    }
 
 
 def pick_box(shape: Sequence[int], step: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -163,6 +191,12 @@ def prevalence_of(patients: list[Patient]) -> tuple[float, ...]:
     families = patients_of(patients, "findings")
     labels = torch.stack([load(path).labels for patient in families for path in patient])
     return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
+
+
+def shared_of(patients: list[Patient]) -> torch.Tensor:
+    """Which findings (bool, one per finding) no scan of a patient has without the others."""
+    families = [torch.stack([load(path).labels for path in one]) for one in patients_of(patients, "boxes")]
+    return torch.stack([(labels == labels[:1]).all(0) for labels in families]).all(0)
 
 
 def told(batch: Batch, key: str, bank: TextBank) -> Batch:
@@ -217,6 +251,11 @@ class PhantomTask:
         return prevalence_of(self.patients)
 
     @cached_property
+    def shared(self) -> torch.Tensor:
+        """Findings that siblings always share."""
+        return shared_of(self.patients)
+
+    @cached_property
     def bank(self) -> TextBank | None:
         """Reports of the scans that findings are learnt from, for a network that is aligned with texts."""
         if self.preset.network not in READS_REPORTS:
@@ -242,7 +281,11 @@ class PhantomTask:
             seen = patients_of(self.patients, phase_of(step, self.recipe.optim).learns)
             patient = seen[pick(step, len(seen), self.recipe.seed)]
             samples = [load(path).to(device) for path in scans_of(patient, step, self.recipe)]
-            made = {s.key: make_batch(s, step, self.recipe, self.preset, self.prevalence) for s in samples}
+            rest = (step, self.recipe, self.preset, self.prevalence)
+            if phase_of(step, self.recipe.optim).learns == "boxes":
+                made = make_siblings(samples, *rest, self.shared)
+            else:
+                made = {sample.key: make_batch(sample, *rest) for sample in samples}
             yield made if bank is None else {key: told(batch, key, bank) for key, batch in made.items()}
 
     def keys(self, batch: dict[str, Batch]) -> list[str]:
