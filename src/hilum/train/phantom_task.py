@@ -15,6 +15,7 @@ from hilum.cohort.samples import Sample, load, load_report
 from hilum.errors import UsageError
 from hilum.model.preset import READS_REPORTS, Preset, build_network
 from hilum.objective.gather import world
+from hilum.train.ahead import ahead
 from hilum.train.augment import augment, augment_finer, augment_siblings
 from hilum.train.batch import Batch, FineView, Learns, Phase, ReportRow
 from hilum.train.ema import Average
@@ -276,6 +277,9 @@ class PhantomTask:
 
     def batches(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
         """See `Task`."""
+        return ahead(self._made(start, device))
+
+    def _made(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
         bank = self.bank and self.bank.to(device)
         for step in range(start, self.steps):
             seen = patients_of(self.patients, phase_of(step, self.recipe.optim).learns)
