@@ -34,7 +34,7 @@ from hilum.tensors import ScanBatch
 from hilum.text.vocabulary import ORGAN_CHANNELS, REGIONS, SLUGS
 from hilum.volume import CTVolume, Provenance
 
-FORMAT = 7
+FORMAT = 8
 """Raised whenever phantoms or preparation change, so that stale files are made anew."""
 
 

@@ -23,7 +23,7 @@ from hilum.phantom.plan import (
     Scanner,
     TumourPlan,
 )
-from hilum.text.vocabulary import INDEX, SLUGS
+from hilum.text.vocabulary import GATES, INDEX, SLUGS
 
 DegreeMix = str | Mapping[str, float] | Mapping[str, str]
 
@@ -98,8 +98,8 @@ def draw_plan(
         spacing_mm: x, y, z of the written volume, or z alone; None draws it.
         prevalence: chance of every finding instead of `PREVALENCE`, and no share of normal chests.
         sibling: above 0, the same patient and scanner with other findings (cardiomegaly is the patient's).
-        changes: a sibling is a follow-up: so many findings came or went, the others are the same lesions;
-            None draws a sibling's findings anew.
+        changes: a sibling is a follow-up: so many findings came or went, in different organs if possible; the
+            others are the same lesions. None draws a sibling's findings anew.
         key: name of the phantom; by default ``synthetic-<seed>``.
 
     Raises:
@@ -149,8 +149,17 @@ def _checked(findings: Sequence[str]) -> set[str]:
 
 
 def _draw_changes(rng: np.random.Generator, count: int) -> set[str]:
-    """Which findings come or go between two scans of a patient; cardiomegaly is the patient's."""
-    return set(rng.choice([slug for slug in SLUGS if slug != "cardiomegaly"], size=count, replace=False))
+    """Which findings come or go between two scans of a patient: in different organs as far as there are as
+    many, so that what changed in an organ has one name. Cardiomegaly is the patient's."""
+    order = [slug for slug in rng.permutation(SLUGS).tolist() if slug != "cardiomegaly"]
+    apart: list[str] = []
+    taken: set[int] = set()
+    for slug in order:
+        if taken.isdisjoint(GATES[INDEX[slug]]):
+            apart.append(slug)
+            taken.update(GATES[INDEX[slug]])
+    rest = [slug for slug in order if slug not in apart]
+    return set([*apart, *rest][:count])
 
 
 def _draw_slugs(rng: np.random.Generator, age_years: int, prevalence: float | None) -> set[str]:
