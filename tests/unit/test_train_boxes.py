@@ -155,6 +155,16 @@ def test_a_finding_that_siblings_always_share_is_unknown_in_boxes(files):
     assert labels[:, NODULE].tolist() == [0.0, 1.0] and labels[:, STONE].isnan().all()
 
 
+def test_a_step_whose_scans_say_the_same_teaches_nothing(tmp_path, files):
+    twins = [[files[0][1], tmp_path / "0-2.safetensors"]]
+    twins[0][1].write_bytes(files[0][1].read_bytes())
+    seen = []
+    train(
+        recipe(steps=1, box_steps=1), PRESET, twins, tmp_path / "run", report=lambda p: seen.append(p.losses)
+    )
+    assert seen == [{"boxes": 0.0}]
+
+
 def test_boxes_need_a_stem_of_their_own(tmp_path, files):
     preset = dataclasses.replace(PRESET, net=dataclasses.replace(NET, abn_stem=0))
     with pytest.raises(UsageError, match="abn_stem"):

@@ -171,7 +171,7 @@ def make_siblings(
             phase.learns,
             progress,
             prevalence,
-            step=step,
+            seed=recipe.seed * 1_000_033 + step,
         )
         for sample, scan in zip(samples, scans, strict=True)
     }

@@ -117,9 +117,10 @@ def box_loss(model: YNet, batches: Sequence[Batch], preset: Preset, recipe: Obje
     """What siblings say of each other's voxels, in a few boxes."""
     scans, organs = [b.scan for b in batches], [b.organs for b in batches]
     siblings = Siblings.of(scans, organs, torch.cat([b.labels for b in batches]))
-    generator = torch.Generator().manual_seed(batches[0].step)
+    generator = torch.Generator().manual_seed(batches[0].seed)
     scale = voxel_scale(preset).to(siblings.scan.device)
-    loss = torch.zeros((), device=siblings.scan.device)
+    # a gradient, if of nothing, even where no box can be drawn
+    loss = 0.0 * model.anomaly_heads.cell.weight.sum()
     for box in draw_boxes(siblings, recipe.boxes, generator):
         # a cell outside every gate says nothing
         where = box.gates.flatten(1).any(1).nonzero().flatten()
