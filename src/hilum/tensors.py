@@ -320,3 +320,21 @@ PromptDirections: TypeAlias = Float[Tensor, "D E"]
 
 BankIds: TypeAlias = Int64[Tensor, "A"]
 """A name per text of a bank; equal texts have equal ones."""
+
+PromptEmbeddings: TypeAlias = Float[Tensor, "M Q E"]
+"""A sentence per question, of each scan or of all (M = 1), length 1."""
+
+ScanAnswers: TypeAlias = Float[Tensor, "N Q"]
+"""1 yes, 0 no, NaN unknown, per scan and question."""
+
+DepthLogits: TypeAlias = Float[Tensor, "S D"]
+"""How well each of S snippets fits each depth of its own scan."""
+
+DepthMask: TypeAlias = Bool[Tensor, "S D"]
+"""Which depths of its scan exist; batches are padded."""
+
+DepthMm: TypeAlias = Float[Tensor, "S D"]
+"""Where they lie along the scan's axis, mm."""
+
+SnippetMm: TypeAlias = Float[Tensor, "S"]
+"""Where each snippet's slice lies, mm."""

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hilum.model.dino_head import DinoHead, DinoHeadConfig
+from hilum.model.temperature import SigmoidScale
 from hilum.objective.clip import Temperature, clip_loss
+from hilum.objective.depth import TAU, depth_loss
 from hilum.objective.dino import dino_loss, view_targets
 from hilum.objective.gather import gather_rows, mean_over_ranks, row_counts
 from hilum.objective.gram import gram_loss, resize_features
@@ -21,6 +23,8 @@ from hilum.objective.ibot import ibot_loss, token_weights
 from hilum.objective.koleo import koleo_loss
 from hilum.objective.osl import osl_loss
 from hilum.objective.parts import backward_in_parts
+from hilum.objective.prompts import prompt_logits, prompt_loss
+from hilum.objective.siglip import siglip_loss
 from hilum.objective.sinkhorn import balance, sinkhorn
 
 SCANS, RANKS = 8, 2
@@ -38,7 +42,7 @@ class Model(nn.Module):
         self.dino, self.ibot = DinoHead(sizes), DinoHead(sizes)
         self.projection = nn.Linear(WIDTH, SHARED, bias=False)
         self.text = nn.Linear(5, SHARED)
-        self.temperature = Temperature()
+        self.temperature, self.sigmoid = Temperature(), SigmoidScale(bias=-1.0)
         for head in (self.dino, self.ibot):  # the usual start makes numbers of nothing, and huge gradients
             for layer in (*head.layers[::2], head.last):
                 nn.init.normal_(layer.weight, std=0.5)
@@ -58,6 +62,7 @@ class Model(nn.Module):
 
 
 def whole_batch():
+    nan = float("nan")
     g = torch.Generator().manual_seed(11)
     masks = torch.zeros((SCANS, PATCHES), dtype=torch.bool)
     for scan, count in enumerate((2, 0, 3, 1, 0, 4, 0, 1)):
@@ -74,6 +79,10 @@ def whole_batch():
         "names": torch.tensor([0, 1, 2, 0, 3, 4, 1, 0]),
         "statements": torch.randn((SCANS, PAIRS, 5), generator=g),
         "opposites": torch.randn((SCANS, PAIRS, 5), generator=g),
+        "answers": torch.tensor([[1.0, 0, nan], [nan] * 3, [0, 1, 1], *([[1, nan, 0]] * 5)]),
+        "depths": torch.randn((SCANS, 6, 5), generator=g),
+        "valid": torch.arange(6)[None] < 2 + torch.arange(SCANS)[:, None] % 5,
+        "at": 40 * torch.rand(SCANS, generator=g),
         "labels": torch.tensor([[1, 0, 1], [0, -1, -1], [-1] * 3, [1, 1, -1], *([[0, 1, -1]] * 4)]),
     }
 
@@ -107,6 +116,24 @@ def osl(model, batch):
     return osl_loss(model.image(batch["scan"]), *sentences, batch["labels"], model.temperature())
 
 
+def siglip(model, batch, **options):
+    return siglip_loss(
+        model.image(batch["scan"]), model.sentence(batch["report"]), *model.sigmoid(), **options
+    )
+
+
+def prompts(model, batch):
+    sides = [model.sentence(batch[name]) for name in ("statements", "opposites")]
+    logits = prompt_logits(model.image(batch["scan"]), *sides, model.sigmoid()[0])
+    return prompt_loss(logits, batch["answers"], torch.tensor([2.0, 1.0, 20.0]), [1.0, 1.0, 5.0])
+
+
+def depth(model, batch):
+    logits = torch.einsum("sde,se->sd", model.image(batch["depths"]), model.sentence(batch["report"])) / TAU
+    depth_mm = 12.0 * torch.arange(6.0).expand(len(logits), 6)
+    return depth_loss(logits, depth_mm, batch["valid"], batch["at"])
+
+
 LOSSES = {
     "dino global": lambda m, b: dino(m, b, same_views=True),
     "dino local": lambda m, b: dino(m, b, same_views=False),
@@ -119,6 +146,11 @@ LOSSES = {
     "clip in chunks": lambda m, b: clip(m, b, chunk=2),
     "clip, equal reports": lambda m, b: clip(m, b, same=b["names"], chunk=3),
     "osl": osl,
+    "siglip": siglip,
+    "siglip in chunks, equal reports": lambda m, b: siglip(m, b, same=b["names"], chunk=3),
+    "prompts": prompts,
+    "depth": depth,
+    "the three together": lambda m, b: siglip(m, b) + 8 * prompts(m, b) + depth(m, b),
 }
 PARTS = "clip and koleo in micro-batches"
 ONLY_DDP = "clip through DDP"
@@ -230,6 +262,10 @@ TRAINED = {
     "gram": {"backbone"},
     "clip": {"backbone", "projection", "text", "temperature"},
     "osl": {"backbone", "projection", "text", "temperature"},
+    "siglip": {"backbone", "projection", "text", "sigmoid"},
+    "prompts": {"backbone", "projection", "text", "sigmoid"},
+    "depth": {"backbone", "projection", "text"},
+    "the": {"backbone", "projection", "text", "sigmoid"},
 }
 
 
