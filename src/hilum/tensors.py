@@ -234,7 +234,7 @@ HeadTokens: TypeAlias = Float[Tensor, "B H T E"]
 Coordinates: TypeAlias = Float[Tensor, "N A"]
 """A place per patch, one number per axis (`model.rope`)."""
 
-RotaryTable: TypeAlias = Float[Tensor, "N F"]
+RotaryTable: TypeAlias = Float[Tensor, "*batch N F"]
 """Cosines or sines of a patch's angles."""
 
 KeptRows: TypeAlias = Int64[Tensor, "L 2 K"]
@@ -338,3 +338,27 @@ DepthMm: TypeAlias = Float[Tensor, "S D"]
 
 SnippetMm: TypeAlias = Float[Tensor, "S"]
 """Where each snippet's slice lies, mm."""
+
+SeenTokens: TypeAlias = Bool[Tensor, "B T"]
+"""Which tokens of a padded batch exist."""
+
+WindowFeatures: TypeAlias = Float[Tensor, "B U V W K"]
+"""What a window encoder says of each window of a padded grid of windows."""
+
+WindowDepths: TypeAlias = Float[Tensor, "B U V W P K"]
+"""The same at each of P depths of a window, mean over its plane."""
+
+WindowMask: TypeAlias = Bool[Tensor, "B U V W"]
+"""Which windows of the grid a scan has: a box from the first corner."""
+
+DepthTokens: TypeAlias = Float[Tensor, "B D E"]
+"""One row per depth of a scan, or its embedding."""
+
+ScanDepthMask: TypeAlias = Bool[Tensor, "B D"]
+"""Which of them a scan has."""
+
+TowerRows: TypeAlias = Float[Tensor, "*rows W"]
+"""Features of a tower: one row per scan, depth or text."""
+
+JointRows: TypeAlias = Float[Tensor, "*rows E"]
+"""The same in the space that scans and texts share, length 1."""

@@ -25,7 +25,7 @@ class Rotation(NamedTuple):
     """Cosine and sine of every patch's angles. Channel j turns together with channel j + head / 2.
 
     Args:
-        cos, sin: (N, head / 2), axis by axis.
+        cos, sin: (N, head / 2), axis by axis; (B, 1, N, head / 2) where every scan has its own places.
     """
 
     cos: RotaryTable
@@ -81,7 +81,7 @@ def rotate(tokens: HeadTokens, table: Rotation) -> HeadTokens:
     stay. Computed in the table's precision, given back in the tokens'.
     """
     exact = tokens.to(table.cos.dtype)
-    prefix = tokens.shape[2] - table.cos.shape[0]
+    prefix = tokens.shape[2] - table.cos.shape[-2]
     first, second = exact[:, :, prefix:].chunk(2, dim=-1)
     turned = [first * table.cos - second * table.sin, second * table.cos + first * table.sin]
     return torch.cat([exact[:, :, :prefix], torch.cat(turned, dim=-1)], dim=2).to(tokens.dtype)

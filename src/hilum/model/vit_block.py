@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hilum.model.rope import Rotation, rotate
 from hilum.model.vit_config import ViTConfig
-from hilum.tensors import AllTokens
+from hilum.tensors import AllTokens, SeenTokens
 
 
 class Attention(nn.Module):
@@ -22,10 +22,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.proj = nn.Linear(config.width, config.width)
 
-    def forward(self, x: AllTokens, table: Rotation) -> AllTokens:
-        """(B, T, W) -> the same shape; the table has a row for each of the last N tokens."""
+    def forward(self, x: AllTokens, table: Rotation, seen: SeenTokens | None = None) -> AllTokens:
+        """(B, T, W) -> the same shape; the table has a row for each of the last N tokens. `seen`: which
+        tokens are asked, all where None."""
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(rotate(q, table), rotate(k, table), v)
+        mask = None if seen is None else seen[:, None, None]
+        mixed = F.scaled_dot_product_attention(rotate(q, table), rotate(k, table), v, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -54,15 +56,22 @@ class Block(nn.Module):
         self.mlp = Perceptron(config)
         self.scale_mlp = nn.Parameter(torch.empty(config.width))
 
-    def forward(self, x: AllTokens, table: Rotation, kept: torch.Tensor | None) -> AllTokens:
+    def forward(
+        self,
+        x: AllTokens,
+        table: Rotation,
+        kept: torch.Tensor | None = None,
+        seen: SeenTokens | None = None,
+    ) -> AllTokens:
         """(B, T, W) -> the same shape.
 
         Args:
             x: tokens. table: of the patches among them. kept: scans of each branch (2, K); None: all.
+            seen: tokens that others ask, of a batch in which no branch leaves out a scan; None: all.
         """
         rows = (None, None) if kept is None else kept.unbind(0)
         some = x if rows[0] is None else x[rows[0]]
-        branch = self.attention(self.norm_attention(some), table) * self.scale_attention
+        branch = self.attention(self.norm_attention(some), table, seen) * self.scale_attention
         x = _added(x, branch, rows[0])
         some = x if rows[1] is None else x[rows[1]]
         return _added(x, self.mlp(self.norm_mlp(some)) * self.scale_mlp, rows[1])
