@@ -2,7 +2,7 @@
 phantoms.
 
     python benchmarks/exact_compare.py [--minutes M] [--models exact clip_global organ_clip cam] [--cases 60]
-        [--given NAME=DIR] [--runs DIR] [--cache DIR] [--workers 2] [--smoke]
+        [--given NAME=DIR] [--runs DIR] [--cache DIR] [--workers 2] [--jobs 1] [--smoke]
 
 The models (docs/first-model.md, "The baselines"):
 
@@ -11,7 +11,8 @@ clip_global  one globally pooled embedding per scan against whole reports, simil
 organ_clip   one embedding per organ against its sentences, similarity maps within the organ (fVLM)
 cam          a globally pooled classifier with class-activation maps
 
-All learn from the same phantoms with the same augmentation and seed on as many threads. How long a step of
+All learn from the same phantoms with the same augmentation and seed on as many threads; with --jobs N, N
+at a time. How long a step of
 each takes is measured in turns; every recipe's phases are then stretched by one factor so that its steps take
 MINUTES (by default what EXACT's recipe takes as it is, or what a given EXACT took). Thresholds, calibration
 and, where a model has two kinds of similarity map, the kind come from the same validation phantoms. What a
@@ -25,11 +26,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -142,21 +145,41 @@ def planned(
     return plan
 
 
-def trained(name: str, recipe: Recipe, runs: Path, patients: list[list[Path]], cache: Path) -> Path:
-    """The model's folder, trained or gone on with."""
-    folder = runs / name
+def trained(
+    recipes: dict[str, Recipe], runs: Path, patients: list[list[Path]], cache: Path, jobs: int
+) -> dict[str, Path]:
+    """Each model's folder, trained or gone on with; `jobs` at a time, each in a process of its own."""
+    folders = {name: runs / name for name in recipes}
+    todo = [name for name in recipes if not _is_trained(folders[name], recipes[name])]
+    # spawn: fork and torch's thread pool do not mix
+    context = multiprocessing.get_context("spawn")
+    with counted_bars() as bars, ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        rows = {name: bars.add_task(f"training {name}", total=recipes[name].optim.steps) for name in todo}
+        running = {
+            name: pool.submit(run_recipe, recipes[name], folders[name], cache, patients=patients)
+            for name in todo
+        }
+        while running:
+            wait(running.values(), timeout=2, return_when=FIRST_COMPLETED)
+            for name, row in rows.items():
+                bars.update(row, completed=_steps_done(folders[name]))
+            for name in [name for name, future in running.items() if future.done()]:
+                running.pop(name).result()
+    return folders
+
+
+def _is_trained(folder: Path, recipe: Recipe) -> bool:
     card = folder / "card.json"
-    if card.is_file() and json.loads(card.read_text(encoding="utf-8"))["recipe"] == recipe.model_dump(
-        mode="json"
-    ):
-        return folder
-    with counted_bars() as bars:
-        row = bars.add_task(f"training {name}", total=recipe.optim.steps)
-        run_recipe(
-            recipe, folder, cache, patients=patients,
-            report=lambda state: bars.update(row, completed=state.step + 1),
-        )  # fmt: skip
-    return folder
+    if not card.is_file():
+        return False
+    return json.loads(card.read_text(encoding="utf-8"))["recipe"] == recipe.model_dump(mode="json")
+
+
+def _steps_done(folder: Path) -> int:
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    # the last line may be half written
+    return max((json.loads(line)["step"] + 1 for line in lines if line.endswith("}")), default=0)
 
 
 def candidates(name: str, folder: Path, recipe: Recipe) -> list[Path]:
@@ -302,6 +325,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--given", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="models trained at a time")
     parser.add_argument("--runs", type=Path, default=Path("runs/exact_compare"))
     parser.add_argument("--cache", type=Path, default=None, help="of prepared phantoms")
     parser.add_argument("--smoke", action="store_true", help="tiny phantoms and a few steps: does it run?")
@@ -328,9 +352,8 @@ def made_ready(
         cache = options.cache or cache_folder()
         patients = phantoms(recipes_of(["exact"], options.smoke)["exact"], cache)
         plan = planned(todo, minutes, patients, options.runs, 1 if options.smoke else 3)
-        for name in todo:
-            recipe = Recipe.model_validate(plan["recipes"][name])
-            folders[name] = trained(name, recipe, options.runs, patients, cache)
+        filled = {name: Recipe.model_validate(plan["recipes"][name]) for name in todo}
+        folders |= trained(filled, options.runs, patients, cache, options.jobs)
     return {name: folders[name] for name in models}, frozenset(given)
 
 
