@@ -11,13 +11,12 @@ clip_global  one globally pooled embedding per scan against whole reports, simil
 organ_clip   one embedding per organ against its sentences, similarity maps within the organ (fVLM)
 cam          a globally pooled classifier with class-activation maps
 
-All learn from the same phantoms with the same augmentation and seed on as many threads; with --jobs N, N
-at a time. How long a step of
-each takes is measured in turns; every recipe's phases are then stretched by one factor so that its steps take
-MINUTES (by default what EXACT's recipe takes as it is, or what a given EXACT took). Thresholds, calibration
-and, where a model has two kinds of similarity map, the kind come from the same validation phantoms. What a
-killed run has done is kept: the same command goes on there. A model that is already trained can be given if
-its card says that it is comparable.
+All learn from the same phantoms with the same augmentation and seed on as many threads; with --jobs N, N at a
+time. How long a step of each takes is measured in turns; every recipe's phases are then stretched by one
+factor so that its steps take MINUTES (by default what EXACT's recipe takes as it is, or what a given EXACT
+took). Thresholds, calibration and, where a model has two kinds of similarity map, the kind come from the same
+validation phantoms. What a killed run has done is kept: the same command goes on there. A model that is
+already trained can be given if its card says that it is comparable.
 
 Writes benchmarks/results/exact_compare.json and .md (with --smoke into the folder of the runs).
 """

@@ -17,7 +17,7 @@ from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.train.boxes import SIDE, Siblings, draw_boxes
 from hilum.train.methods.exact_small import voxel_scale
-from hilum.train.phantom_task import make_siblings, phase_of, scans_of, shared_of, train
+from hilum.train.phantom_task import family_labels, make_siblings, phase_of, scans_of, shared_of, train
 from hilum.train.recipe import OptimRecipe, Recipe
 from hilum.train.run import write_card
 
@@ -45,7 +45,7 @@ def chest() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def siblings() -> Siblings:
     scan, organs, labels = chest()
-    return Siblings.of(list(scan[:, None]), [organs, organs], labels)
+    return Siblings.of(scan, organs, labels)
 
 
 def test_what_differs_and_what_is_told():
@@ -76,7 +76,7 @@ def test_boxes_lie_where_siblings_differ_and_hold_the_scans_own_voxels():
 
 def test_nothing_is_drawn_where_nothing_came_or_went():
     scan, organs, labels = chest()
-    same = Siblings.of(list(scan[:, None]), [organs, organs], labels[:1].repeat(2, 1))
+    same = Siblings.of(scan, organs, labels[:1].repeat(2, 1))
     assert list(draw_boxes(same, 5, torch.Generator())) == []
 
 
@@ -147,7 +147,7 @@ def test_the_first_scan_is_what_a_step_compares_with(files):
 
 
 def test_a_finding_that_siblings_always_share_is_unknown_in_boxes(files):
-    shared = shared_of(files)
+    shared = shared_of(family_labels(files))
     assert not shared[NODULE] and shared[STONE]
     samples = [load(path) for path in files[0]]
     made = make_siblings(samples, 0, recipe(steps=1, box_steps=1), PRESET, (0.5,) * 18, shared)
@@ -186,8 +186,9 @@ def test_a_run_begins_with_the_organs_of_another(tmp_path, files):
     wider = dataclasses.replace(PRESET, net=dataclasses.replace(NET, widths=(16, 8, 8, 8)))
     with pytest.raises(WeightsError, match="WEIGHTS_KEYS"):
         train(recipe(steps=1, box_steps=1, organs_from=str(folder)), wider, files, tmp_path / "wide")
-    with pytest.raises(UsageError, match="MODEL_UNKNOWN"):
-        train(recipe(steps=1, box_steps=1, organs_from="nobody"), PRESET, files, tmp_path / "none")
+    for name in ("nobody", "phantom-small/.."):
+        with pytest.raises(UsageError, match="MODEL_UNKNOWN"):
+            train(recipe(steps=1, box_steps=1, organs_from=name), PRESET, files, tmp_path / "none")
 
 
 def test_votes_of_small_findings_weigh_more():

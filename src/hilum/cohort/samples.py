@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,11 +63,17 @@ def load_report(path: Path) -> tuple[Sentence, ...]:
         return _report(file.metadata().get("report", "[]"))
 
 
-def load(path: Path) -> Sample:
-    """Read one file back."""
+def load_labels(path: Path) -> torch.Tensor:
+    """The 18 labels of one file alone."""
+    with safe_open(path, framework="pt") as file:
+        return cast(torch.Tensor, file.get_tensor("labels"))
+
+
+def load(path: Path, *, finer: bool = True) -> Sample:
+    """Read one file back. finer: with what it holds at half the voxel, most of its bytes."""
     with safe_open(path, framework="pt") as file:
         meta = file.metadata()
-        names = set(file.keys())
+        names = {name for name in file.keys() if finer or not name.startswith("fine")}  # noqa: SIM118
         scan = file.get_tensor("scan")
         lesions, fine, fine_organs = (
             file.get_tensor(name) if name in names else None for name in ("lesions", "fine", "fine_organs")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -64,6 +66,34 @@ def save_weights(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappin
     with atomic_write(path) as file:
         file.write(body)
     return hashlib.sha256(body).hexdigest()
+
+
+@contextmanager
+def model_folder(name: str) -> Iterator[Path]:
+    """The folder of a model, by its path or by the name of one that ships with the package.
+
+    Raises:
+        UsageError: `MODEL_UNKNOWN`.
+    """
+    if Path(name).is_dir():
+        yield Path(name)
+        return
+    shipped = files("hilum") / "weights"
+    known = sorted(p.name for p in shipped.iterdir() if (p / "model.safetensors").is_file())
+    if name not in known:
+        raise UsageError("MODEL_UNKNOWN", "a model ships with Hilum or is a folder", expected=known, got=name)
+    with as_file(shipped / name) as folder:
+        yield folder
+
+
+def load_model(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Card and weights of a model's folder, the weights verified by the card's hash.
+
+    Raises:
+        WeightsError: as of `load_weights`.
+    """
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    return card, load_weights(folder / "model.safetensors", sha256=card["sha256"])[0]
 
 
 def preset_names() -> list[str]:

@@ -15,7 +15,7 @@ need). In `frame = "shared"` a depth lies where it lies between the windows' bor
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -79,12 +79,10 @@ class Combiner(nn.Module):
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Fresh parameters; depths begin as the mean of patches is read."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                fresh_linear(module, generator)
-            elif isinstance(module, Block):
-                module.scale_attention.fill_(self.config.vit.layer_scale)
-                module.scale_mlp.fill_(self.config.vit.layer_scale)
+        fresh_linear(self.window_proj, generator)
+        for block in self.blocks:
+            cast(Block, block).reset(generator)
+        self.norm.reset_parameters()
         cut_normal(self.cls, generator)
         self.start_depths()
 
@@ -129,7 +127,7 @@ class Combiner(nn.Module):
         x = torch.cat([self.cls.expand(batch, -1, -1).to(tokens), tokens.flatten(1, 3)], dim=1)
         seen = torch.cat([present.new_ones(batch, 1), present.flatten(1)], dim=1)
         for block in self.blocks:
-            x = block(x, table, None, seen)
+            x = block(x, table, seen=seen)
         x = self.norm(x)
         return Combined(x[:, 0], x[:, 1:].unflatten(1, grid))
 
@@ -147,8 +145,8 @@ class Combiner(nn.Module):
             shape = [len(present), 1, 1, 1]
             shape[axis + 1] = -1
             lines.append((2 * centres / windows.clamp_min(1) - 1).view(shape).expand(present.shape))
-        places = torch.stack(lines, dim=-1).flatten(1, 3)
+        places = torch.stack(lines, dim=-1).flatten(0, 3)
         places = places if rescale is None else places * rescale.to(places)
         vit = self.config.vit
-        tables = [rotation(own, vit.head, vit.rope_base, vit.rope_full) for own in places]
-        return Rotation(*(torch.stack(rows)[:, None] for rows in zip(*tables, strict=True)))
+        table = rotation(places, vit.head, vit.rope_base, vit.rope_full)
+        return Rotation(*(rows.unflatten(0, (len(present), 1, -1)) for rows in table))

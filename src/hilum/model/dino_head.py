@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hilum.errors import UsageError
-from hilum.model.fresh import fresh_linear
+from hilum.model.fresh import fresh_linears
 from hilum.tensors import HeadDirections, HeadInputs, HeadLogits
 
 
@@ -44,28 +44,31 @@ class DinoHeadConfig:
                 )
 
 
+def three_layers(width: int, hidden: int, bottleneck: int) -> nn.Sequential:
+    """What a head does before its last map."""
+    return nn.Sequential(
+        nn.Linear(width, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Linear(hidden, bottleneck),
+    )
+
+
 class DinoHead(nn.Module):
     """The head. DINO and iBOT each have one."""
 
     def __init__(self, config: DinoHeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = nn.Sequential(
-            nn.Linear(config.width, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.bottleneck),
-        )
+        self.layers = three_layers(config.width, config.hidden, config.bottleneck)
         self.last = nn.Linear(config.bottleneck, config.prototypes, bias=False)
         self.reset()
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Fresh parameters: weights from a normal of 0.02 cut at two deviations, biases zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                fresh_linear(module, generator)
+        fresh_linears(self, generator)
 
     def directions(self, tokens: HeadInputs) -> HeadDirections:
         """Tokens before the last map, of length 1."""

@@ -26,3 +26,10 @@ def fresh_linear(module: nn.Linear, generator: torch.Generator | None = None, st
     cut_normal(module.weight, generator, std)
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def fresh_linears(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """`fresh_linear` for every linear map in it."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            fresh_linear(part, generator)

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hilum.model.fresh import fresh_linear
+from hilum.model.dino_head import three_layers
+from hilum.model.fresh import fresh_linears
 from hilum.tensors import JointRows, TowerRows
 
 
@@ -23,22 +24,14 @@ class JointHead(nn.Module):
 
     def __init__(self, width: int, hidden: int = 2048, bottleneck: int = 256, size: int = 512) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        self.layers = three_layers(width, hidden, bottleneck)
         self.last = nn.Linear(bottleneck, size, bias=False)
         self.reset()
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Fresh parameters: weights from a normal of 0.02 cut at two deviations, biases zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                fresh_linear(module, generator)
+        fresh_linears(self, generator)
 
     def forward(self, rows: TowerRows) -> JointRows:
         """Embeddings of length 1."""

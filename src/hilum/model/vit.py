@@ -14,14 +14,14 @@ FlexiCT §1: blocks as of DINOv3 (`model.vit_block`), a CLS token and registers,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from hilum.errors import InputRefused, UsageError
-from hilum.model.fresh import cut_normal, fresh_linear
+from hilum.model.fresh import cut_normal
 from hilum.model.patch import Inflation, PatchEmbed, inflate_kernel, patch_sizes
 from hilum.model.rope import Rotation, coordinates, coordinates_mm, draw_rescale, rotation
 from hilum.model.vit_block import Block
@@ -85,14 +85,9 @@ class ViT(nn.Module):
         for embed in (self.patch_2d, self.patch_3d):
             if embed is not None:
                 embed.reset(generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                fresh_linear(module, generator)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Block):
-                module.scale_attention.fill_(self.config.layer_scale)
-                module.scale_mlp.fill_(self.config.layer_scale)
+        for block in self.blocks:
+            cast(Block, block).reset(generator)
+        self.norm.reset_parameters()
         cut_normal(self.cls, generator)
         cut_normal(self.registers, generator)
         self.mask_token.zero_()

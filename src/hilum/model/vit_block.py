@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hilum.model.fresh import fresh_linears
 from hilum.model.rope import Rotation, rotate
 from hilum.model.vit_config import ViTConfig
 from hilum.tensors import AllTokens, SeenTokens
@@ -55,6 +56,17 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.mlp = Perceptron(config)
         self.scale_mlp = nn.Parameter(torch.empty(config.width))
+        self.layer_scale = config.layer_scale
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Fresh parameters: linear maps as of `fresh_linear`, norms that change nothing, branches as the
+        configuration scales them."""
+        fresh_linears(self, generator)
+        for norm in (self.norm_attention, self.norm_mlp):
+            norm.reset_parameters()
+        for scale in (self.scale_attention, self.scale_mlp):
+            scale.fill_(self.layer_scale)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from hilum.objective.pairs import other_twins
 from hilum.objective.precision import full, without_autocast
 from hilum.tensors import AllEmbeddings, BankIds, Embeddings, RowIds, Scalar
 
@@ -30,20 +31,17 @@ def align_loss(
         scans, texts = full(scans), full(texts)
         said = same[own]
         forward = scale * (scans @ texts.T)
-        loss = _cross_entropy(forward, said[:, None] == same[None], own, share)
-        twins = said[:, None] == said[None]
-        if twins.all():
+        loss = _cross_entropy(forward, same, own, share)
+        if (said == said[0]).all():
             # the scans of the step differ in nothing that their texts say
             return 0.5 * loss
         backward = scale * (texts[own] @ scans.T)
-        return 0.5 * (
-            loss + _cross_entropy(backward, twins, torch.arange(len(own), device=own.device), share)
-        )
+        return 0.5 * (loss + _cross_entropy(backward, said, torch.arange(len(own), device=own.device), share))
 
 
-def _cross_entropy(logits: torch.Tensor, twins: torch.Tensor, own: RowIds, share: bool) -> Scalar:
+def _cross_entropy(logits: torch.Tensor, names: torch.Tensor, own: RowIds, share: bool) -> Scalar:
+    """`names`: of the columns, equal for those that say the same. `own`: each row's column."""
     if share:
+        twins = names[own, None] == names[None]
         return F.cross_entropy(logits, twins / twins.sum(1, keepdim=True))
-    others = twins.clone()
-    others[torch.arange(len(own), device=own.device), own] = False
-    return F.cross_entropy(logits.masked_fill(others, -torch.inf), own)
+    return F.cross_entropy(logits.masked_fill(other_twins(names, own), -torch.inf), own)

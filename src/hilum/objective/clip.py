@@ -13,11 +13,11 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from hilum.errors import RunError
 from hilum.model.temperature import HIGHEST as HIGHEST
 from hilum.model.temperature import START as START
 from hilum.model.temperature import Temperature as Temperature
 from hilum.objective.gather import gather_rows, mean_over_ranks
+from hilum.objective.pairs import other_twins, require_pairs
 from hilum.objective.parts import sum_in_chunks
 from hilum.objective.precision import full, without_autocast
 from hilum.tensors import AllEmbeddings, Embeddings, RowIds, Scalar
@@ -42,10 +42,7 @@ def clip_loss(
     Raises:
         RunError: ``MODEL_OUTPUT``, not as many texts as images.
     """
-    if len(images) != len(texts):
-        raise RunError(
-            "MODEL_OUTPUT", "every scan has one text", expected=f"{len(images)} texts", got=len(texts)
-        )
+    require_pairs(images, texts)
     with without_autocast(images):
         images, texts = full(images), full(texts)
         (all_images, first), (all_texts, _) = gather_rows(images), gather_rows(texts)
@@ -55,9 +52,7 @@ def clip_loss(
         def direction(rows: torch.Tensor, index: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
             logits = scale * (rows @ columns.T)
             if groups is not None:
-                twins = groups[index, None] == groups[None]
-                twins[torch.arange(len(index), device=index.device), index] = False
-                logits = logits.masked_fill(twins, -torch.inf)
+                logits = logits.masked_fill(other_twins(groups, index), -torch.inf)
             return F.cross_entropy(logits, index, reduction="sum")
 
         total = 0.5 * (

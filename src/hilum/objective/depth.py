@@ -19,7 +19,7 @@ from hilum.tensors import DepthLogits, DepthMask, DepthMm, Scalar, SnippetMm
 TAU = 0.1
 SIGMA_MM = 24.0
 REACH = 3.0
-"""Standard deviations beyond which the target is 0 (the paper: 6 positions of 2 standard deviations)."""
+"""Standard deviations beyond which the target is 0 (the paper: 6 positions, its deviation being 2)."""
 
 
 def depth_target(

@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from hilum.errors import RunError
 from hilum.objective.gather import gather_rows, mean_over_ranks
+from hilum.objective.pairs import other_twins, require_pairs
 from hilum.objective.parts import sum_in_chunks
 from hilum.objective.precision import full, without_autocast
 from hilum.tensors import AllEmbeddings, Embeddings, RowIds, Scalar
@@ -40,10 +40,7 @@ def siglip_loss(
     Raises:
         RunError: ``MODEL_OUTPUT``, not as many texts as images.
     """
-    if len(images) != len(texts):
-        raise RunError(
-            "MODEL_OUTPUT", "every scan has one text", expected=f"{len(images)} texts", got=len(texts)
-        )
+    require_pairs(images, texts)
     with without_autocast(images):
         images, texts = full(images), full(texts)
         all_texts, first = gather_rows(texts)
@@ -56,7 +53,6 @@ def siglip_loss(
             losses = F.softplus(torch.where(pairs, -logits, logits))
             if groups is None:
                 return losses.sum()
-            twins = (groups[index, None] == groups[None]) & ~pairs
-            return losses.masked_fill(twins, 0.0).sum()
+            return losses.masked_fill(other_twins(groups, index), 0.0).sum()
 
         return mean_over_ranks(sum_in_chunks(judged, (images, own), chunk), len(images))

@@ -3,17 +3,15 @@ probabilities."""
 
 from __future__ import annotations
 
-import json
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hilum.errors import UsageError, WeightsError
+from hilum.errors import WeightsError
 from hilum.geometry import Geometry
-from hilum.io.weights import load_weights, preset_data
+from hilum.io.weights import load_model, model_folder, preset_data
 from hilum.model.map_heads import LEVEL, MapHeads
 from hilum.model.preset import READS_REPORTS, ExactPreset, Preset, build, load_state, preset_from
 from hilum.read.calibration import calibrated
@@ -63,22 +61,13 @@ class ScanModel:
         Raises:
             UsageError: `MODEL_UNKNOWN`. WeightsError: the weights cannot be trusted.
         """
-        if Path(name).is_dir():
-            return cls.from_folder(Path(name))
-        shipped = files("hilum") / "weights"
-        known = sorted(p.name for p in shipped.iterdir() if (p / "model.safetensors").is_file())
-        if name not in known:
-            raise UsageError(
-                "MODEL_UNKNOWN", "a model ships with Hilum or is a folder", expected=known, got=name
-            )
-        with as_file(shipped / name) as folder:
+        with model_folder(name) as folder:
             return cls.from_folder(folder)
 
     @classmethod
     def from_folder(cls, folder: Path) -> ScanModel:
         """Read and verify one model folder."""
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        tensors, _ = load_weights(folder / "model.safetensors", sha256=card["sha256"])
+        card, tensors = load_model(folder)
         preset = preset_from(preset_data(card["preset"]))
         network = build(preset)
         found = {k: torch.tensor(v) for k, v in tensors.items()}

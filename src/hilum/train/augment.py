@@ -160,7 +160,7 @@ def augment(
     `organs_alone`: also what would hide findings, for steps that learn none.
     """
     theta = random_affine(_shape(scan), spacing_mm, recipe, generator)
-    image, shares = _warped(scan, organs, theta)
+    (image,), shares = _warped(scan[None], organs, theta)
     if organs_alone and (fat := draw_fat(recipe, generator)):
         heart = shares[ORGAN_CHANNELS.index("heart")]
         image, shares = fat.grow(image, shares, fat.share(heart, spacing_mm))
@@ -173,10 +173,8 @@ def augment_siblings(
     """One look for scans of one anatomy, so that they differ in nothing but findings: HU / 1000
     (S, 1, X, Y, Z) and, for all of them, the largest organ shares of any (1, O, X, Y, Z)."""
     theta = random_affine(_shape(samples[0].scan), spacing_mm, recipe, generator)
-    scans = torch.stack([sample.scan for sample in samples])
     organs = torch.stack([sample.organs for sample in samples]).amax(0)
-    images = warp(scans.float()[None] / 1000, theta, fill=AIR)[0]
-    shares = warp(organs.float()[None] / 255, theta, fill=0.0)[0]
+    images, shares = _warped(torch.stack([sample.scan for sample in samples]), organs, theta)
     state, looks = generator.get_state(), []
     for image in images:
         generator.set_state(state)
@@ -195,7 +193,7 @@ def augment_finer(
     if sample.fine is None or sample.fine_organs is None:
         raise RunError("MASK_MISSING", "steps that learn outlines need finer scans", path=sample.key)
     theta = random_affine(_shape(sample.scan), spacing_mm, recipe, generator)
-    image, shares = _warped(sample.scan, sample.organs, theta)
+    (image,), shares = _warped(sample.scan[None], sample.organs, theta)
     near = warp(sample.fine.float()[None, None] / 1000, theta, fill=AIR, box=box)[0, 0]
     bits = warp(sample.fine_organs.float()[None, None], theta, fill=0.0, box=box, mode="nearest")[0, 0]
     packed = bits.round().to(torch.uint8)
@@ -217,7 +215,8 @@ def _shape(scan: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _warped(
-    scan: torch.Tensor, organs: torch.Tensor, theta: torch.Tensor
+    scans: torch.Tensor, organs: torch.Tensor, theta: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    image = warp(scan.float()[None, None] / 1000, theta, fill=AIR)[0, 0]
-    return image, warp(organs.float()[None] / 255, theta, fill=0.0)[0]
+    """HU int16 (S, X, Y, Z) and organ shares uint8 -> HU / 1000 and shares 0..1, through `theta`."""
+    images = warp(scans.float()[None] / 1000, theta, fill=AIR)[0]
+    return images, warp(organs.float()[None] / 255, theta, fill=0.0)[0]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from hilum.model.fold import fold, rows
 from hilum.model.ynet import BOX_REACH
-from hilum.tensors import ScanBatch
+from hilum.tensors import Labels, ScanBatch
 from hilum.text.vocabulary import GATES
 
 SIDE = 12
@@ -38,16 +38,15 @@ class Siblings:
     differs: torch.Tensor
 
     @classmethod
-    def of(cls, scans: Sequence[ScanBatch], organs: Sequence[torch.Tensor], labels: torch.Tensor) -> Siblings:
-        """Augmented alike; with the organs that are given."""
-        scan, shares = torch.cat(list(scans)), torch.stack(list(organs)).amax(0)
+    def of(cls, scan: ScanBatch, organs: torch.Tensor, labels: Labels) -> Siblings:
+        """Augmented alike; `organs`: the largest shares of any of them."""
         smooth = F.avg_pool3d(scan, 3, stride=1, padding=1, count_include_pad=False)
         differs = (smooth.amax(0) - smooth.amin(0) > DIFFERS_HU / 1000)[None]
         half = tuple(n // 2 for n in scan.shape[2:])
-        open_ = rows(fold(shares) >= 0.5)[0].unflatten(1, (-1, 8))
+        open_ = rows(fold(organs) >= 0.5)[0].unflatten(1, (-1, 8))
         gates = torch.stack([open_[:, list(organs_of)].any(1) for organs_of in GATES])
         cells = rows(fold(differs))[0]
-        return cls(scan, shares, labels, gates.unflatten(1, half), cells.unflatten(0, half))
+        return cls(scan, organs, labels, gates.unflatten(1, half), cells.unflatten(0, half))
 
     @property
     def told(self) -> list[int]:
@@ -64,7 +63,7 @@ class Siblings:
         voxels = [slice(2 * a, 2 * b) for a, b in zip(low, high, strict=True)]
         own = [slice(a, a + b) for a, b in zip(start, side, strict=True)]
         inner = tuple(slice(at.start - a, at.stop - a) for at, a in zip(own, low, strict=True))
-        organs = F.avg_pool3d(self.organs[:, :, *voxels], 2)
+        organs = F.avg_pool3d(self.organs[:, :, *voxels], 2).expand(len(self.scan), -1, -1, -1, -1)
         gates, differs = self.gates[:, *own].flatten(1, 3), self.differs[*own].flatten(0, 2)
         return Box(self.scan[:, :, *voxels], organs, inner, gates.transpose(0, 1), differs)
 
@@ -74,7 +73,7 @@ class Box:
     """What `YNet.anomaly_box` and `objective.siblings` need of one.
 
     Args:
-        scan: (S, 1, ...) with what is around. shares: of its cells, (1, O, ...). inner: the box's own cells.
+        scan: (S, 1, ...) with what is around. shares: of its cells, (S, O, ...). inner: the box's own cells.
         gates: bool (N, D, 8) and differs: bool (N, 8), of the box's own cells.
     """
 
@@ -93,8 +92,9 @@ def draw_boxes(siblings: Siblings, count: int, generator: torch.Generator) -> It
     told = list(places)
     for _ in range(count if told else 0):
         place = places[told[_below(len(told), generator)]]
-        if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT and bool((place & differs).any()):
-            place = place & differs
+        different = place & differs
+        if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT and bool(different.any()):
+            place = different
         cells = place.nonzero()
         cell = cells[_below(len(cells), generator)].tolist()
         yield siblings.box([_start(at, n, generator) for at, n in zip(cell, place.shape, strict=True)])

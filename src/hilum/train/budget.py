@@ -13,7 +13,7 @@ from hilum.model.preset import Preset
 from hilum.train.batch import Learns
 from hilum.train.ema import Average
 from hilum.train.groups import set_rates
-from hilum.train.phantom_task import PhantomTask, phase_of
+from hilum.train.phantom_task import PhantomTask, phases_of
 from hilum.train.recipe import OptimRecipe, Recipe
 
 Seconds = Mapping[Learns, float]
@@ -22,13 +22,7 @@ Seconds = Mapping[Learns, float]
 
 def phases(optim: OptimRecipe) -> dict[Learns, tuple[int, int]]:
     """First step and number of steps of each phase that a recipe has."""
-    found: dict[Learns, tuple[int, int]] = {}
-    step = 0
-    while step < optim.steps:
-        phase = phase_of(step, optim)
-        found[phase.learns] = (phase.start, phase.steps)
-        step = phase.start + phase.steps
-    return found
+    return {phase.learns: (phase.start, phase.steps) for phase in phases_of(optim)}
 
 
 def planned_minutes(optim: OptimRecipe, seconds: Seconds) -> float:

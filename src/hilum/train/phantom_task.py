@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from hilum.cohort.samples import Sample, load, load_report
+from hilum.cohort.samples import Sample, load, load_labels, load_report
 from hilum.errors import UsageError
 from hilum.model.preset import READS_REPORTS, Preset, build_network
 from hilum.objective.gather import world
@@ -53,33 +54,30 @@ BANK_OF: dict[str, Of] = {"clip_global": "report", "organ_clip": "places"}
 """What methods that read reports are aligned with."""
 
 
+def phases_of(recipe: OptimRecipe) -> list[Phase]:
+    """What a run learns, one after the other: organs, findings in boxes, findings in whole scans (or with
+    organs at once), outlines. What does not fit into the run's steps is left out: whole scans first, then
+    boxes, then outlines."""
+    organs = min(recipe.organ_steps, recipe.steps)
+    outlines = min(recipe.outline_steps, recipe.steps - organs)
+    boxes = min(recipe.box_steps, recipe.steps - organs - outlines)
+    rest = recipe.steps - organs - outlines - boxes
+    alone = recipe.organ_steps or recipe.organs_from
+    whole: tuple[Learns, float | None] = ("findings", recipe.finding_lr) if alone else ("both", None)
+    listed: list[tuple[Learns, int, float | None]] = [
+        ("organs", organs, None),
+        ("boxes", boxes, recipe.box_lr),
+        (whole[0], rest, whole[1]),
+        ("outlines", outlines, recipe.outline_lr),
+    ]
+    starts = accumulate((steps for _, steps, _ in listed), initial=0)
+    every = (Phase(what, at, n, lr or recipe.lr) for (what, n, lr), at in zip(listed, starts, strict=False))
+    return [phase for phase in every if phase.steps]
+
+
 def phase_of(step: int, recipe: OptimRecipe) -> Phase:
-    """What a step is for: organs, findings in boxes, findings in whole scans (or with organs at once),
-    outlines."""
-    start = 0
-    for learns, steps, lr in phases_of(recipe):
-        if step < start + steps:
-            return Phase(learns, start, steps, lr or recipe.lr)
-        start += steps
-    raise AssertionError(f"a run of {recipe.steps} steps has no step {step}")
-
-
-def phases_of(recipe: OptimRecipe) -> Iterator[tuple[Learns, int, float | None]]:
-    """What a run learns, how many steps long, and its learning rate; what does not fit into the run's steps
-    is left out."""
-    left = recipe.steps
-    outlines = min(recipe.outline_steps, left)
-    alone = bool(recipe.organ_steps or recipe.organs_from)
-    for learns, steps, lr in (
-        ("organs", recipe.organ_steps, None),
-        ("boxes", recipe.box_steps, recipe.box_lr),
-        ("findings" if alone else "both", left, recipe.finding_lr if alone else None),
-    ):
-        reserved = outlines if learns != "organs" else 0
-        taken = min(steps, max(0, left - reserved))
-        left -= taken
-        yield learns, taken, lr  # type: ignore[misc]
-    yield "outlines", left, recipe.outline_lr
+    """What a step is for."""
+    return next(phase for phase in phases_of(recipe) if step < phase.start + phase.steps)
 
 
 def learning_rate(step: int, recipe: OptimRecipe) -> float:
@@ -187,16 +185,19 @@ def pick_box(shape: Sequence[int], step: int, seed: int) -> tuple[tuple[int, ...
     return start, size
 
 
-def prevalence_of(patients: list[Patient]) -> tuple[float, ...]:
-    """Share of positives per finding in the training set, kept away from 0 and 1."""
+def family_labels(patients: list[Patient]) -> list[torch.Tensor]:
+    """Labels (S, D) of the scans of each patient that findings are learnt from."""
     families = patients_of(patients, "findings")
-    labels = torch.stack([load(path).labels for patient in families for path in patient])
-    return tuple(float(f) for f in labels.nanmean(0).clamp(0.02, 0.98))
+    return [torch.stack([load_labels(path) for path in patient]) for patient in families]
 
 
-def shared_of(patients: list[Patient]) -> torch.Tensor:
+def prevalence_of(families: list[torch.Tensor]) -> tuple[float, ...]:
+    """Share of positives per finding in the training set, kept away from 0 and 1."""
+    return tuple(float(f) for f in torch.cat(families).nanmean(0).clamp(0.02, 0.98))
+
+
+def shared_of(families: list[torch.Tensor]) -> torch.Tensor:
     """Which findings (bool, one per finding) no scan of a patient has without the others."""
-    families = [torch.stack([load(path).labels for path in one]) for one in patients_of(patients, "boxes")]
     return torch.stack([(labels == labels[:1]).all(0) for labels in families]).all(0)
 
 
@@ -247,14 +248,19 @@ class PhantomTask:
         return network
 
     @cached_property
+    def families(self) -> list[torch.Tensor]:
+        """Labels of the scans that findings are learnt from, per patient."""
+        return family_labels(self.patients)
+
+    @cached_property
     def prevalence(self) -> tuple[float, ...]:
         """Of the scans that findings are learnt from."""
-        return prevalence_of(self.patients)
+        return prevalence_of(self.families)
 
     @cached_property
     def shared(self) -> torch.Tensor:
         """Findings that siblings always share."""
-        return shared_of(self.patients)
+        return shared_of(self.families)
 
     @cached_property
     def bank(self) -> TextBank | None:
@@ -282,11 +288,13 @@ class PhantomTask:
     def _made(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
         bank = self.bank and self.bank.to(device)
         for step in range(start, self.steps):
-            seen = patients_of(self.patients, phase_of(step, self.recipe.optim).learns)
+            learns = phase_of(step, self.recipe.optim).learns
+            seen = patients_of(self.patients, learns)
             patient = seen[pick(step, len(seen), self.recipe.seed)]
-            samples = [load(path).to(device) for path in scans_of(patient, step, self.recipe)]
+            finer = learns == "outlines"
+            samples = [load(path, finer=finer).to(device) for path in scans_of(patient, step, self.recipe)]
             rest = (step, self.recipe, self.preset, self.prevalence)
-            if phase_of(step, self.recipe.optim).learns == "boxes":
+            if learns == "boxes":
                 made = make_siblings(samples, *rest, self.shared)
             else:
                 made = {sample.key: make_batch(sample, *rest) for sample in samples}

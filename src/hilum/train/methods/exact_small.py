@@ -115,8 +115,9 @@ def anomaly_loss(
 
 def box_loss(model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe) -> torch.Tensor:
     """What siblings say of each other's voxels, in a few boxes."""
-    scans, organs = [b.scan for b in batches], [b.organs for b in batches]
-    siblings = Siblings.of(scans, organs, torch.cat([b.labels for b in batches]))
+    scans, labels = (torch.cat(part) for part in zip(*((b.scan, b.labels) for b in batches), strict=True))
+    # `make_siblings` gives all of them the same organs
+    siblings = Siblings.of(scans, batches[0].organs, labels)
     generator = torch.Generator().manual_seed(batches[0].seed)
     scale = voxel_scale(preset).to(siblings.scan.device)
     # a gradient, if of nothing, even where no box can be drawn
@@ -124,8 +125,7 @@ def box_loss(model: YNet, batches: Sequence[Batch], preset: Preset, recipe: Obje
     for box in draw_boxes(siblings, recipe.boxes, generator):
         # a cell outside every gate says nothing
         where = box.gates.flatten(1).any(1).nonzero().flatten()
-        shares = box.shares.expand(len(batches), -1, -1, -1, -1)
-        cells = [one.pick(where) for one in model.anomaly_box(box.scan, shares, box.inner)]
+        cells = [one.pick(where) for one in model.anomaly_box(box.scan, box.shares, box.inner)]
         low, high = (torch.stack(x) for x in zip(*map(model.anomaly_heads.rows, cells), strict=True))
         votes = inherited(
             low, high, box.gates[where], siblings.labels, box.differs[where], explain=recipe.explain
