@@ -2,7 +2,7 @@
 phantoms.
 
     python benchmarks/exact_compare.py [--minutes M] [--models exact clip_global organ_clip cam] [--cases 60]
-        [--given NAME=DIR] [--runs DIR] [--cache DIR] [--workers 2] [--jobs 1] [--smoke]
+        [--organs-from MODEL] [--given NAME=DIR] [--runs DIR] [--cache DIR] [--workers 2] [--jobs 1] [--smoke]
 
 The models (docs/first-model.md, "The baselines"):
 
@@ -15,8 +15,10 @@ All learn from the same phantoms with the same augmentation and seed on as many 
 time. How long a step of each takes is measured in turns; every recipe's phases are then stretched by one
 factor so that its steps take MINUTES (by default what EXACT's recipe takes as it is, or what a given EXACT
 took). Thresholds, calibration and, where a model has two kinds of similarity map, the kind come from the same
-validation phantoms. What a killed run has done is kept: the same command goes on there. A model that is
-already trained can be given if its card says that it is comparable.
+validation phantoms. With --organs-from, all begin with what they have of that model's organ half (its
+encoder at least), learn no organs, and spend all of their minutes on findings. What a killed run has done is
+kept: the same command goes on there. A model that is already trained can be given if its card says that it is
+comparable.
 
 Writes benchmarks/results/exact_compare.json and .md (with --smoke into the folder of the runs).
 """
@@ -71,18 +73,39 @@ SMOKE = ("data.train=4", "data.siblings=2", "data.organ_patients=1", "data.valid
 COSINE = "cosine"
 
 
-def recipes_of(models: Sequence[str], smoke: bool) -> dict[str, Recipe]:
+def recipes_of(models: Sequence[str], smoke: bool, organs_from: str | None = None) -> dict[str, Recipe]:
     """Each model's recipe, with what must be equal taken from EXACT's."""
     loaded = {}
     for name in dict.fromkeys(["exact", *models]):
-        steps = {"exact": (2, 1), "organ_clip": (2, 1)}.get(name, (0, 0))
-        phased = [f"optim.steps={sum(steps) + 2}", f"optim.organ_steps={steps[0]}"]
-        short = (*SMOKE, *phased, f"optim.outline_steps={steps[1]}") if smoke else ()
-        recipe = load_recipe(ROOT / "recipes" / f"{RECIPES[name]}.toml", short)
+        recipe = load_recipe(ROOT / "recipes" / f"{RECIPES[name]}.toml", SMOKE if smoke else ())
         assert isinstance(recipe, Recipe), "recipes of phantoms"
-        loaded[name] = recipe
+        recipe = shortened(recipe) if smoke else recipe
+        loaded[name] = findings_alone(recipe, organs_from) if organs_from else recipe
     same = {key: getattr(loaded["exact"], key) for key in SHARED}
     return {name: loaded[name].model_copy(update=same) for name in models}
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """Every phase that it has, for a step or two."""
+    optim = recipe.optim
+    counts = {"organ_steps": 2, "box_steps": 1, "outline_steps": 1}
+    short = {key: min(count, getattr(optim, key)) for key, count in counts.items()}
+    return recipe.model_copy(
+        update={"optim": optim.model_copy(update={**short, "steps": sum(short.values()) + 2})}
+    )
+
+
+def findings_alone(recipe: Recipe, organs_from: str) -> Recipe:
+    """The same without steps and patients for organs: they are those of another model."""
+    optim = recipe.optim
+    steps = optim.steps - optim.organ_steps - optim.outline_steps
+    alone = {"steps": steps, "organ_steps": 0, "outline_steps": 0, "organs_from": organs_from}
+    return recipe.model_copy(
+        update={
+            "optim": optim.model_copy(update=alone),
+            "data": recipe.data.model_copy(update={"organ_patients": 0}),
+        }
+    )
 
 
 def require_comparable(name: str, folder: Path, recipe: Recipe, minutes: float | None) -> float:
@@ -276,7 +299,8 @@ def facts_of(name: str, folder: Path, recipe: Recipe, given: bool) -> dict[str, 
         "preset": card["preset"],
         "parameters": sum(p.numel() for p in network.parameters()),
         "steps": card["recipe"]["optim"]["steps"],
-        "lr": [card["recipe"]["optim"][key] for key in ("lr", "finding_lr")],
+        "lr": [card["recipe"]["optim"][key] for key in ("lr", "box_lr", "finding_lr")],
+        "organs_from": card["recipe"]["optim"]["organs_from"],
         "training_minutes": card["training_minutes"],
         "given": given,
         "map": card.get("similarity", "share") if recipe.method in READS_REPORTS else None,
@@ -294,7 +318,7 @@ def notes_of(facts: Sequence[dict[str, Any]], command: str, cases: int) -> list[
         f"{cases} unseen synthetic phantoms (seeds {EXAM_SEED} to {EXAM_SEED + cases - 1}); intervals are "
         "95 % bootstraps by patient, 1000 draws, seed 0, the same draws for all models. Thresholds come from "
         f"validation phantoms. {platform.processor() or platform.machine()}, {os.cpu_count()} CPU cores. "
-        f"Training times lie {100 * apart:.0f} % apart.",
+        f"Training times lie {100 * apart:.0f} % apart.{_begun(facts)}",
         "",
         "| model | parameters | steps | training, minutes | learning rate | map |",
         "|---|---|---|---|---|---|",
@@ -314,6 +338,16 @@ def notes_of(facts: Sequence[dict[str, Any]], command: str, cases: int) -> list[
     return lines
 
 
+def _begun(facts: Sequence[dict[str, Any]]) -> str:
+    begun = {row["organs_from"] for row in facts} - {None}
+    if not begun:
+        return ""
+    return (
+        f" All begin with what they have of the organ half of {', '.join(sorted(begun))}, at least its "
+        "encoder; the minutes of its training are not counted."
+    )
+
+
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -321,6 +355,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=None)
     parser.add_argument("--models", nargs="+", choices=sorted(RECIPES), default=list(RECIPES))
+    parser.add_argument(
+        "--organs-from", default=None, metavar="MODEL", help="whose organ half all begin with"
+    )
     parser.add_argument("--given", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--cases", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
@@ -349,8 +386,9 @@ def made_ready(
     todo = {name: recipe for name, recipe in recipes.items() if name not in given}
     if todo:
         cache = options.cache or cache_folder()
-        patients = phantoms(recipes_of(["exact"], options.smoke)["exact"], cache)
-        plan = planned(todo, minutes, patients, options.runs, 1 if options.smoke else 3)
+        own = recipes_of(["exact"], options.smoke, options.organs_from)["exact"]
+        patients = phantoms(own, cache)
+        plan = planned(todo, minutes, patients, options.runs, 1 if options.smoke else 6)
         filled = {name: Recipe.model_validate(plan["recipes"][name]) for name in todo}
         folders |= trained(filled, options.runs, patients, cache, options.jobs)
     return {name: folders[name] for name in models}, frozenset(given)
@@ -384,7 +422,7 @@ def main() -> int:
     options = arguments()
     cases = min(options.cases, 4) if options.smoke else options.cases
     models = [name for name in RECIPES if name in options.models]
-    recipes = recipes_of(models, options.smoke)
+    recipes = recipes_of(models, options.smoke, options.organs_from)
     folders, given = made_ready(options, models, recipes)
     for folder in folders.values():
         require_unseen(ScanModel.load(str(folder)).card, EXAM_SEED, cases)

@@ -20,6 +20,7 @@ from hilum.train.methods.exact_small import voxel_scale
 from hilum.train.phantom_task import family_labels, make_siblings, phase_of, scans_of, shared_of, train
 from hilum.train.recipe import OptimRecipe, Recipe
 from hilum.train.run import write_card
+from hilum.train.start_organs import take_organs
 
 NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, abn_stem=4)
 PRESET = Preset("tiny", "ynet", NET, Prep(), (0.5,) * 18)
@@ -189,6 +190,18 @@ def test_a_run_begins_with_the_organs_of_another(tmp_path, files):
     for name in ("nobody", "phantom-small/.."):
         with pytest.raises(UsageError, match="MODEL_UNKNOWN"):
             train(recipe(steps=1, box_steps=1, organs_from=name), PRESET, files, tmp_path / "none")
+
+
+def test_a_network_without_organs_begins_with_their_encoder(tmp_path):
+    torch.manual_seed(6)
+    other = build_network(PRESET)
+    arrays = {k: v.numpy() for k, v in other.state_dict().items()}
+    write_card(tmp_path, {"sha256": save_weights(tmp_path / "model.safetensors", arrays, {})})
+    cam = build_network(dataclasses.replace(PRESET, network="cam"))
+    head = cam.head.weight.clone()
+    take_organs(cam, str(tmp_path))
+    own, theirs = cam.encoder.state_dict(), other.encoder.state_dict()
+    assert all(torch.equal(own[k], theirs[k]) for k in theirs) and torch.equal(cam.head.weight, head)
 
 
 def test_votes_of_small_findings_weigh_more():

@@ -17,6 +17,21 @@ from hilum.tensors import FineScan, ScanBatch
 from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF
 from hilum.volume import CTVolume
 
+FAT_HU = (-200.0, -20.0)
+"""Attenuation of fat, with some air or muscle in the voxel."""
+OVER_3_MM = (1 / 6, 2 / 3, 1 / 6)
+"""Shares of three 2 mm voxels in 3 mm: noise makes fat of single voxels of muscle."""
+
+
+def is_fat(scan: ScanBatch) -> torch.Tensor:
+    """Which voxels of a scan at 2 mm (HU / 1000) hold fat, by their mean over 3 mm: bool (X, Y, Z)."""
+    near = F.pad(scan, (1, 1, 1, 1, 1, 1), mode="replicate")
+    for axis in (2, 3, 4):
+        weights = torch.tensor(OVER_3_MM).view([-1 if at == axis else 1 for at in range(5)])
+        near = F.conv3d(near, weights)
+    low, high = FAT_HU
+    return ((near > low / 1000) & (near < high / 1000))[0, 0]
+
 
 class ChestWay:
     """See `scan_output.Way`: `Prep`, cells of the gate alone, volumes in ml."""
@@ -65,10 +80,17 @@ class ChestWay:
         return organ_maps, torch.stack([gates[list(organs)].any(dim=0) for organs in GATES])
 
     def outlines(self, fine: FineScan | None, found: OrganFeatures) -> torch.Tensor | None:
-        """Organ probabilities at half the voxel; None without a finer scan or a network that knows them."""
+        """Organ probabilities at half the voxel; None without a finer scan or a network that knows them.
+
+        What is fat is no heart (`docs/first-model.md`, 7): phantoms have too little of it to teach that.
+        """
         assert isinstance(self.network, YNet)
         logits = None if fine is None else self.network.outlines(fine, found)
-        return None if logits is None else torch.sigmoid(logits)[0]
+        if fine is None or logits is None:
+            return None
+        organs = torch.sigmoid(logits)[0]
+        organs[ORGAN_CHANNELS.index("heart")].masked_fill_(is_fat(fine), 0.0)
+        return organs
 
     def _infer_cam(self, scan: ScanBatch) -> Inference:
         """The baseline: no organs, no gate; the scan's own head answers for the scan."""

@@ -52,7 +52,7 @@ def step_seconds(
     slows all alike. The networks are thrown away.
 
     Args:
-        jobs: name -> recipe and preset. patients: prepared scans of all. rounds: turns; their median counts.
+        jobs: name -> recipe and preset. patients: prepared scans of all. rounds: turns; the mean counts.
         steps: timed per turn, after one that is not.
     """
     first = next(iter(jobs.values()))[0]
@@ -60,12 +60,14 @@ def step_seconds(
         torch.set_num_threads(first.threads)
     tasks = {name: _Timed(recipe, preset, patients) for name, (recipe, preset) in jobs.items()}
     told: dict[str, dict[Learns, list[float]]] = {name: {} for name in jobs}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, task in tasks.items():
             for learns, (start, count) in phases(task.task.recipe.optim).items():
-                timed = task.run(start, min(steps + 1, count))
+                some = min(steps + 1, count)
+                # other patients in every turn: what a step costs goes with the size of a chest
+                timed = task.run(start + turn * (count - some) // rounds, some)
                 told[name].setdefault(learns, []).extend(timed[1:] or timed)
-    return {name: {k: statistics.median(v) for k, v in phase.items()} for name, phase in told.items()}
+    return {name: {k: statistics.fmean(v) for k, v in phase.items()} for name, phase in told.items()}
 
 
 class _Timed:

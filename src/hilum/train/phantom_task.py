@@ -242,7 +242,7 @@ class PhantomTask:
             raise UsageError("CONFIG_VALUE", "this method runs in one process", expected=1, got=world())
         network = build_network(self.preset)
         if self.recipe.optim.organs_from is not None:
-            take_organs(network, self.recipe.optim.organs_from)  # type: ignore[arg-type]
+            take_organs(network, self.recipe.optim.organs_from)
         if self.bank is not None:
             network.text.prompts.copy_(self.bank.prompts)  # type: ignore[union-attr, operator]
         return network

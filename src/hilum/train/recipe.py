@@ -83,7 +83,7 @@ class OptimRecipe(Strict):
     box_scans: int = Field(2, ge=2, description="scans of one patient per step of box_steps")
     box_lr: float | None = Field(None, gt=0, description="of box_steps; None is lr")
     organs_from: str | None = Field(
-        None, description="a model whose organs and outlines to begin with; they rest where no step is theirs"
+        None, description="a model whose organs and outlines to begin with; those of EXACT then rest"
     )
     outline_steps: int = Field(0, ge=0, description="last steps: organ borders at half the voxel, alone")
     lr: float = Field(2e-3, gt=0)
