@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hilum.cohort.prep_presets import Pipeline
-from hilum.io.encoder_file import EncoderConfig, EncoderFile
+from hilum.io.encoder_file import READS_TEXT, EncoderConfig, EncoderFile
 from hilum.model.encoder import build_encoder, tensors_of
 
 NET = {"width": 24, "depth": 2, "heads": 2, "patch": 8, "layer_scale": 0.5, "drop_path": 0.0}
@@ -82,13 +82,20 @@ def config_of(kind: str = "3d", **changes: Any) -> dict[str, Any]:
     if kind == "3d-vlm":
         tower = {"hidden_size": 12, "vocab_size": 40}
         data |= {"text": {"config": tower, "pooling": "mean", "max_tokens": 16}, "embedding": 12}
+    if kind == "3d-joint":
+        data |= {
+            "text": {"config": {"hidden_size": 10, "vocab_size": 40}, "pooling": "last", "max_tokens": 16},
+            "embedding": 12,
+            "field_vox": [32, 32, 32],
+            "joint": {"width": 24, "depth": 1, "heads": 2, "frame": "shared", "hidden": 16, "bottleneck": 6},
+        }
     return {**data, **changes}
 
 
 def file_of(kind: str = "3d", seed: int = 0, tokenizer: str = "{}", **changes: Any) -> EncoderFile:
-    """An encoder with random weights; `stand_in` first for 3d-vlm."""
+    """An encoder with random weights; `stand_in` first for those that read texts."""
     config = EncoderConfig.from_dict(config_of(kind, **changes))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tensors: dict[str, np.ndarray] = tensors_of(build_encoder(config))
-    return EncoderFile(config, tensors, tokenizer if kind == "3d-vlm" else None, dict(CARD))
+    return EncoderFile(config, tensors, tokenizer if kind in READS_TEXT else None, dict(CARD))

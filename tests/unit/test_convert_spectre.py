@@ -1,53 +1,17 @@
 """`hilum import spectre`: its backbone against a plain forward pass over the public names."""
 
 import json
-import math
 
 import pytest
 import torch
-from _public_layouts import spectre
+from _public_layouts import public_windows, spectre
 from safetensors.torch import save_file
-from torch.nn import functional as F
 
 from hilum.cli import run
 from hilum.convert.run import import_encoder
 from hilum.errors import UsageError, WeightsError
 from hilum.io.encoder_file import load_encoder
 from hilum.model.encoder import build_encoder, load_tensors
-
-HEADS = 2
-
-
-def turned(x, grid, periods):
-    """Every pair of channels as a complex number, turned by the angle of its axis; CLS stays."""
-    number = torch.complex(*x[:, :, 1:].double().chunk(2, dim=-1))
-    lines = [(torch.arange(n) + 0.5) / n * 2 - 1 for n in grid]
-    places = torch.stack(torch.meshgrid(*lines, indexing="ij"), -1).reshape(-1, 3).double()
-    angles = (2 * math.pi * places[:, :, None] / periods.double()).flatten(1)
-    number = number * torch.polar(torch.ones_like(angles), angles)
-    return torch.cat([x[:, :, :1].double(), torch.cat([number.real, number.imag], -1)], dim=2)
-
-
-def published(state, image):
-    """The public forward pass, name by name, in float64: (B, 1 + N, W)."""
-    s = {name: tensor.double() for name, tensor in state.items()}
-    x = F.conv3d(image.double(), s["patch_embed.proj.weight"], s["patch_embed.proj.bias"], stride=(8, 8, 4))
-    grid, width = x.shape[2:], x.shape[1]
-    x = torch.cat([s["cls_token"].expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1)
-    for n in range(2):
-        b = {name.removeprefix(f"blocks.{n}."): t for name, t in s.items() if name.startswith(f"blocks.{n}.")}
-        y = F.layer_norm(x, (width,), b["norm1.weight"], b["norm1.bias"], 1e-5)
-        q = y @ b["attn.q.weight"].T + b["attn.q.bias"]
-        k, v = (y @ b["attn.kv.weight"].T + b["attn.kv.bias"]).split(width, dim=2)
-        q, k, v = (t.unflatten(2, (HEADS, -1)).transpose(1, 2) for t in (q, k, v))
-        q, k = (turned(t, grid, s["rope.periods"]) for t in (q, k))
-        share = (q @ k.transpose(2, 3) / math.sqrt(width // HEADS)).softmax(-1)
-        y = (share @ v).transpose(1, 2).flatten(2) @ b["attn.proj.weight"].T + b["attn.proj.bias"]
-        x = x + b["ls1.gamma"] * y
-        y = F.layer_norm(x, (width,), b["norm2.weight"], b["norm2.bias"], 1e-5)
-        y = F.gelu(y @ b["mlp.fc1.weight"].T + b["mlp.fc1.bias"])
-        x = x + b["ls2.gamma"] * (y @ b["mlp.fc2.weight"].T + b["mlp.fc2.bias"])
-    return F.layer_norm(x, (width,), s["norm.weight"], s["norm.bias"], 1e-5)
 
 
 def stored(path, state):
@@ -68,7 +32,7 @@ def test_outputs_are_the_published_ones(tmp_path, prefix):
     import_encoder("spectre", stored(tmp_path / "a.safetensors", state), tmp_path / "out")
     file, encoder = loaded(tmp_path / "out")
     image = torch.rand(2, 1, 16, 24, 8, generator=torch.Generator().manual_seed(1))
-    expected = published(spectre(), image)
+    expected = public_windows(spectre(), image, 1e-5)
     with torch.no_grad():
         out = encoder.vision(image, patch=file.config.patch)
     assert file.config.patch == (8, 8, 4) and out.grid == (2, 3, 2)

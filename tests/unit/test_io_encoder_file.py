@@ -20,7 +20,7 @@ from hilum.io.hashing import sha256_of
 from hilum.io.weights import save_weights
 from hilum.model.encoder import build_encoder, load_tensors, tensors_of
 
-KINDS = ("2d", "3d", "3d-vlm")
+KINDS = ("2d", "3d", "3d-vlm", "3d-joint")
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_a_folder_comes_back_bit_for_bit(kind, tmp_path):
     assert list(back.tensors) == sorted(file.tensors)
     assert all(np.array_equal(back.tensors[name], array) for name, array in file.tensors.items())
     names = {"config.json", "model.safetensors", "card.json"} | (
-        {"tokenizer.json"} if kind == KINDS[2] else set()
+        {"tokenizer.json"} if kind in KINDS[2:] else set()
     )
     assert {path.name for path in (tmp_path / "a").iterdir()} == names
     save_encoder(tmp_path / "b", back)
@@ -125,6 +125,10 @@ def test_a_config_is_a_json_object(text, code, tmp_path):
         ({"field_vox": [32, 32, 0]}, "CONFIG_VALUE", "field_vox"),
         ({"embedding": 12}, "CONFIG_VALUE", "3d-vlm"),
         ({"kind": "3d-vlm"}, "CONFIG_VALUE", "3d-vlm"),
+        ({"kind": "3d-joint"}, "CONFIG_VALUE", "3d-joint"),
+        ({"joint": {}}, "CONFIG_VALUE", "joint belongs"),
+        ({**config_of("3d-joint"), "field_vox": None}, "CONFIG_VALUE", "is its window"),
+        ({**config_of("3d-joint"), "joint": {"widht": 24}}, "CONFIG_KEY", "width"),
     ],
 )
 def test_a_config_that_is_wrong_is_refused(changes, code, words):

@@ -1,4 +1,4 @@
-"""`hilum import flexict|spectre|exact SRC DST`."""
+"""`hilum import flexict|spectre|radfinder|exact SRC DST`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,19 @@ def flexict(source: Path, folder: Path, kind: str | None, text: Path | None, as_
 def spectre(source: Path, folder: Path, as_json: bool) -> None:
     """The backbone of SPECTRE, which reads windows of volumes. The weights are CC BY-NC-SA 4.0."""
     _run("spectre", source, folder, as_json)
+
+
+@import_.command()
+@SOURCE
+@FOLDER
+@click.option(
+    "--text", required=True, type=click.Path(path_type=Path),
+    help="Folder with config.json and tokenizer.json of Qwen3-Embedding-0.6B.",
+)  # fmt: skip
+@AS_JSON
+def radfinder(source: Path, folder: Path, text: Path, as_json: bool) -> None:
+    """RadFinder whole, as its hub has it or its training saves it. The weights are CC BY-NC-SA 4.0."""
+    _run("radfinder", source, folder, as_json, text=text)
 
 
 @import_.command()

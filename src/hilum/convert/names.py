@@ -42,23 +42,37 @@ class Rule:
     needs: tuple[str, ...] = ()
 
 
-def block_rules(at: str) -> list[Rule]:
+def block_rules(at: str, to: str = "vision") -> list[Rule]:
     """What blocks of DINOv3 and timm share, and the last norm; queries, keys and values are not in it.
 
     Args:
-        at: what stands before the backbone's names, as a pattern.
+        at: what stands before the blocks' names, as a pattern. to: what stands before ours.
     """
-    block = rf"{at}blocks\.(\d+)"
+    block, ours = rf"{at}blocks\.(\d+)", rf"{to}.blocks.\1"
     return [
-        Rule(rf"{at}norm{WB}", r"vision.norm.\1"),
-        Rule(rf"{block}\.norm1{WB}", r"vision.blocks.\1.norm_attention.\2"),
-        Rule(rf"{block}\.attn\.proj{WB}", r"vision.blocks.\1.attention.proj.\2"),
-        Rule(rf"{block}\.ls1\.gamma", r"vision.blocks.\1.scale_attention"),
-        Rule(rf"{block}\.norm2{WB}", r"vision.blocks.\1.norm_mlp.\2"),
-        Rule(rf"{block}\.mlp\.fc1{WB}", r"vision.blocks.\1.mlp.up.\2"),
-        Rule(rf"{block}\.mlp\.fc2{WB}", r"vision.blocks.\1.mlp.down.\2"),
-        Rule(rf"{block}\.ls2\.gamma", r"vision.blocks.\1.scale_mlp"),
+        Rule(rf"{at}norm{WB}", rf"{to}.norm.\1"),
+        Rule(rf"{block}\.norm1{WB}", rf"{ours}.norm_attention.\2"),
+        Rule(rf"{block}\.attn\.proj{WB}", rf"{ours}.attention.proj.\2"),
+        Rule(rf"{block}\.ls1\.gamma", rf"{ours}.scale_attention"),
+        Rule(rf"{block}\.norm2{WB}", rf"{ours}.norm_mlp.\2"),
+        Rule(rf"{block}\.mlp\.fc1{WB}", rf"{ours}.mlp.up.\2"),
+        Rule(rf"{block}\.mlp\.fc2{WB}", rf"{ours}.mlp.down.\2"),
+        Rule(rf"{block}\.ls2\.gamma", rf"{ours}.scale_mlp"),
     ]
+
+
+def split_attention_rule(prefix: str, to: str = "vision") -> Rule:
+    """Queries apart from keys and values, as SPECTRE has them.
+
+    Args:
+        prefix: what stands before the blocks' names. to: what stands before ours.
+    """
+    return Rule(
+        rf"{re.escape(prefix)}blocks\.(\d+)\.attn\.q{WB}",
+        rf"{to}.blocks.\1.attention.qkv.\2",
+        "joined, queries before keys and values",
+        needs=(rf"{prefix}blocks.\1.attn.kv.\2",),
+    )
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from hilum.convert import flexict, spectre
+from hilum.convert import flexict, radfinder, spectre
 from hilum.convert.foreign import Foreign, open_foreign
 from hilum.convert.names import Row, Rule, account
 from hilum.errors import OutputError, UsageError, WeightsError
 from hilum.io.encoder_file import EncoderConfig, EncoderFile, save_encoder
 from hilum.model.encoder import build_encoder
 
-Family = Literal["flexict", "spectre"]
+Family = Literal["flexict", "radfinder", "spectre"]
 TEXT_FILES = ("config.json", "tokenizer.json")
 TEXT_BYTES = 64 * 2**20
 
@@ -163,6 +163,13 @@ def _flexict(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None)
     return Recipe(config, flexict.rules_of(prefix), {})
 
 
+def _radfinder(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None) -> Recipe:
+    prefix = radfinder.prefix_of(foreign)
+    config = radfinder.encoder_config(foreign, prefix, text)
+    filled = spectre.filled_of(foreign, f"{prefix}backbone_image.")
+    return Recipe(config, radfinder.rules_of(prefix), filled)
+
+
 def _spectre(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None) -> Recipe:
     prefix = spectre.prefix_of(foreign)
     config = spectre.encoder_config(foreign, prefix, kind)
@@ -176,6 +183,12 @@ FAMILIES: Mapping[Family, Published] = MappingProxyType(
             flexict.LICENCE,
             flexict.TERMS,
             "266,227 CT volumes of 56 public data sets (arXiv:2605.21906)",
+        ),
+        "radfinder": Published(
+            _radfinder,
+            radfinder.LICENCE,
+            radfinder.TERMS,
+            "159 thousand CT volumes with reports, most of them of one hospital (arXiv:2603.02026)",
         ),
         "spectre": Published(
             _spectre,

@@ -14,7 +14,16 @@ import torch
 
 from hilum.cohort.prep_presets import pipeline
 from hilum.convert.foreign import Foreign
-from hilum.convert.names import WB, Rule, block_rules, count_blocks, facts_of, shape_of, unfit
+from hilum.convert.names import (
+    WB,
+    Rule,
+    block_rules,
+    count_blocks,
+    facts_of,
+    shape_of,
+    split_attention_rule,
+    unfit,
+)
 from hilum.errors import UsageError
 from hilum.model.rope import periods
 from hilum.model.vit_config import ViTConfig
@@ -27,6 +36,7 @@ LAYOUTS = ("", "backbone.", "model.backbone.")
 BASE, NORM_EPS = 1000.0, 1e-5
 FIELD_VOX, SPACING_MM = (128, 128, 64), (0.75, 0.75, 1.5)
 FIRST = "patch_embed.proj.weight"
+PERIODS = "left out: computed from the base, and checked against it"
 
 
 def prefix_of(foreign: Foreign) -> str:
@@ -43,20 +53,8 @@ def prefix_of(foreign: Foreign) -> str:
 
 def rules_of(prefix: str) -> list[Rule]:
     """The table of names for a checkpoint whose backbone stands under `prefix`."""
-    at, top = prefix.replace(".", r"\."), prefix.removesuffix("backbone.").replace(".", r"\.")
-    rules = [
-        Rule(rf"{at}cls_token", "vision.cls"),
-        Rule(rf"{at}reg_token", "vision.registers"),
-        Rule(rf"{at}patch_embed\.proj{WB}", r"vision.patch_3d.\1"),
-        *block_rules(at),
-        Rule(
-            rf"{at}blocks\.(\d+)\.attn\.q{WB}",
-            r"vision.blocks.\1.attention.qkv.\2",
-            "joined, queries before keys and values",
-            needs=(rf"{prefix}blocks.\1.attn.kv.\2",),
-        ),
-        Rule(rf"{at}rope\.periods", None, "left out: computed from the base, and checked against it"),
-    ]
+    top = prefix.removesuffix("backbone.").replace(".", r"\.")
+    rules = backbone_rules(prefix)
     if prefix:
         rules.append(
             Rule(
@@ -68,13 +66,26 @@ def rules_of(prefix: str) -> list[Rule]:
     return rules
 
 
+def backbone_rules(prefix: str) -> list[Rule]:
+    """The backbone's part of it."""
+    at = prefix.replace(".", r"\.")
+    return [
+        Rule(rf"{at}cls_token", "vision.cls"),
+        Rule(rf"{at}reg_token", "vision.registers"),
+        Rule(rf"{at}patch_embed\.proj{WB}", r"vision.patch_3d.\1"),
+        *block_rules(at),
+        split_attention_rule(prefix),
+        Rule(rf"{at}rope\.periods", None, PERIODS),
+    ]
+
+
 def filled_of(foreign: Foreign, prefix: str) -> dict[str, float]:
     """Ours that the public model has none of, as constants: it is never masked, and may have no registers."""
     filled = {"vision.mask_token": 0.0}
     return filled if f"{prefix}reg_token" in foreign.table else filled | {"vision.registers": 0.0}
 
 
-def config_of(foreign: Foreign, prefix: str) -> ViTConfig:
+def config_of(foreign: Foreign, prefix: str, norm_eps: float = NORM_EPS) -> ViTConfig:
     """The backbone's numbers, from shapes; heads from the stored periods.
 
     Raises:
@@ -84,7 +95,7 @@ def config_of(foreign: Foreign, prefix: str) -> ViTConfig:
     width = shape_of(foreign, f"{prefix}cls_token", 3)[2]
     hidden = shape_of(foreign, f"{prefix}blocks.0.mlp.fc1.weight", 2)[0]
     kernel = shape_of(foreign, f"{prefix}{FIRST}", 5)
-    head = _head(foreign, f"{prefix}rope.periods")
+    head = head_of(foreign, f"{prefix}rope.periods", BASE)
     if width % head or hidden % width or kernel[2] != kernel[3]:
         got = f"{prefix}cls_token {width}, heads of {head}, perceptron of {hidden}, patches of {kernel[2:]}"
         raise unfit(foreign, shapes=[got])
@@ -101,7 +112,7 @@ def config_of(foreign: Foreign, prefix: str) -> ViTConfig:
         registers=shape_of(foreign, registers, 3)[1] if registers in foreign.table else 0,
         qkv_bias=f"{prefix}blocks.0.attn.q.bias" in foreign.table,
         layer_scale=1.0,
-        norm_eps=NORM_EPS,
+        norm_eps=norm_eps,
         drop_path=0.0,
         rope_base=BASE,
         rope_full=True,
@@ -128,11 +139,15 @@ def encoder_config(foreign: Foreign, prefix: str, kind: str | None) -> dict[str,
     }
 
 
-def _head(foreign: Foreign, name: str) -> int:
-    """Channels of a head; the stored periods are held to the base."""
+def head_of(foreign: Foreign, name: str, base: float) -> int:
+    """Channels of a head; the stored periods are held to the base.
+
+    Raises:
+        WeightsError: `WEIGHTS_KEYS`.
+    """
     head = 6 * shape_of(foreign, name, 1)[0]
     stored = foreign.get(name).float()
-    if not torch.allclose(stored, periods(head, 3, BASE, torch.empty(0), full=True), rtol=1e-5):
+    if not torch.allclose(stored, periods(head, 3, base, torch.empty(0), full=True), rtol=1e-5):
         kind = facts_of(foreign, name).kind
-        raise unfit(foreign, shapes=[f"{name} {kind} {stored.tolist()[:4]} for periods of base {BASE:g}"])
+        raise unfit(foreign, shapes=[f"{name} {kind} {stored.tolist()[:4]} for periods of base {base:g}"])
     return head

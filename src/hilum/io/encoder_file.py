@@ -30,7 +30,10 @@ DTYPES = ("float32", "float16")
 CARD_KEYS: Mapping[str, type] = {"name": str, "synthetic": bool, "trained_on": str, "licence": str}
 """What a card says at least."""
 
-Kind = Literal["2d", "3d", "3d-vlm"]
+Kind = Literal["2d", "3d", "3d-vlm", "3d-joint"]
+READS_TEXT: tuple[Kind, ...] = ("3d-vlm", "3d-joint")
+"""Kinds that were trained with texts."""
+
 PatchVox = Annotated[int, Field(ge=1, le=256)]
 
 
@@ -39,7 +42,7 @@ class _Strict(BaseModel):
 
 
 class TextConfig(_Strict):
-    """The text tower of a `3d-vlm`.
+    """The text tower of a kind that reads texts.
 
     Attributes:
         config: of the Hugging Face module. pooling: of its tokens. max_tokens: a text is cut there.
@@ -53,17 +56,34 @@ class TextConfig(_Strict):
     lower: bool = False
 
 
+class JointConfig(_Strict):
+    """What puts the windows of a scan, and its depths, into one space with texts (`model.radfinder`).
+
+    Attributes:
+        width, depth, heads: of the combiner. frame: where depths lie (`model.combiner`). hidden, bottleneck:
+            of the heads.
+    """
+
+    width: int = Field(1080, ge=1)
+    depth: int = Field(4, ge=1)
+    heads: int = Field(12, ge=1)
+    frame: Literal["published", "shared"] = "published"
+    hidden: int = Field(2048, ge=1)
+    bottleneck: int = Field(256, ge=1)
+
+
 class EncoderConfig(_Strict):
     """config.json.
 
     Attributes:
-        kind: what was trained: slices, volumes, volumes with reports.
+        kind: what was trained: slices, volumes, volumes with reports, windows of volumes with reports and
+            with sentences about their depths.
         backbone: a preset as in `model/presets/`. prep: facts of the pipeline of its volumes (kind 2d: of its
             slices). prep_2d: of slices, where a model of volumes was trained on them as well.
         patch: of a call that names none, voxels: one number, or one per axis of a volume. text: None without
             reports. embedding: numbers of the common space. field_vox: voxels per axis that a model of
             volumes saw at once, on the axes of `prep`; None takes what `prep` pads to. view_vox: voxels that
-            it was shown with; None: as many.
+            it was shown with; None: as many. joint: of a `3d-joint`.
     """
 
     format: int = Field(FORMAT, ge=1)
@@ -77,12 +97,17 @@ class EncoderConfig(_Strict):
     embedding: int | None = Field(None, ge=1, le=65536)
     field_vox: tuple[int, int, int] | None = None
     view_vox: tuple[int, int, int] | None = None
+    joint: JointConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> EncoderConfig:
-        vlm = self.kind == "3d-vlm"
-        if (self.text is not None) != vlm or (self.embedding is not None) != vlm:
-            raise ValueError("text and embedding belong to kind 3d-vlm, which has both")
+        reads = self.kind in READS_TEXT
+        if (self.text is not None) != reads or (self.embedding is not None) != reads:
+            raise ValueError("text and embedding belong to kinds 3d-vlm and 3d-joint, which have both")
+        if (self.joint is not None) != (self.kind == "3d-joint"):
+            raise ValueError("joint belongs to kind 3d-joint, which has it")
+        if self.joint is not None and self.field_vox is None:
+            raise ValueError("field_vox of a 3d-joint is its window")
         for name in ("field_vox", "view_vox"):
             if min(getattr(self, name) or (1,)) < 1:
                 raise ValueError(f"{name} is 1 or more along every axis")
@@ -116,8 +141,9 @@ class EncoderFile:
 
     Args:
         config: see `EncoderConfig`. tensors: by name, float32 or float16: ``vision.*``, and for 3d-vlm
-            ``projection.weight``, ``temperature.log_scale``, ``text.*``.
-        tokenizer: text of a `tokenizers` file, for 3d-vlm alone. card: see `CARD_KEYS`; `sha256` of the
+            ``projection.weight``, ``temperature.log_scale``, ``text.*``; for 3d-joint ``joint.*``,
+            ``text.*``.
+        tokenizer: text of a `tokenizers` file, where texts are read. card: see `CARD_KEYS`; `sha256` of the
             weights is set when it is saved.
 
     Raises:
@@ -226,7 +252,8 @@ def _explain(error: ValidationError, path: Path | None) -> WeightsError:
     if first["type"] != "extra_forbidden":
         got = {name: value for name, value in [("got", first.get("input"))] if not isinstance(value, dict)}
         return WeightsError("CONFIG_VALUE", f"{where} of an encoder: {first['msg']}", path=path, **got)
-    section: type[BaseModel] = TextConfig if first["loc"][0] == "text" else EncoderConfig
+    sections: dict[str, type[BaseModel]] = {"text": TextConfig, "joint": JointConfig}
+    section = sections.get(str(first["loc"][0]), EncoderConfig)
     near = get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(section.model_fields)}."
     return WeightsError("CONFIG_KEY", "an encoder's config has known keys", got=where, path=path, hint=hint)
@@ -243,7 +270,7 @@ def _check_card(card: Mapping[str, Any], path: Path | None = None) -> None:
 
 
 def _check_tokenizer(config: EncoderConfig, there: bool, path: Path | None = None) -> None:
-    if there != (config.kind == "3d-vlm"):
+    if there != (config.kind in READS_TEXT):
         raise WeightsError(
             "CONFIG_VALUE",
             "a model of reports has a tokenizer, another has none",

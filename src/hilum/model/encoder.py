@@ -7,7 +7,8 @@ temperature passes silently; here every tensor is accounted for.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +16,25 @@ from torch import nn
 from torch.nn import functional as F
 
 from hilum.errors import UsageError, WeightsError
-from hilum.io.encoder_file import EncoderConfig, TextConfig
+from hilum.io.encoder_file import EncoderConfig, JointConfig, TextConfig
+from hilum.model.combiner import CombinerConfig, combiner_vit
 from hilum.model.preset import BackbonePreset, load_state
+from hilum.model.radfinder import RadFinder, RadFinderConfig
 from hilum.model.temperature import Temperature
 from hilum.model.vit import ViT, ViTOutput
-from hilum.tensors import Embeddings
+from hilum.tensors import DepthTokens, Embeddings, TowerRows
+
+
+class WindowRead(NamedTuple):
+    """What a window encoder says of windows.
+
+    Args:
+        both: CLS and the mean of all patches (N, 2 W). depths: mean over the plane of each depth's patches
+            (N, P, W), from below upwards.
+    """
+
+    both: TowerRows
+    depths: DepthTokens
 
 
 class Encoder(nn.Module):
@@ -27,7 +42,8 @@ class Encoder(nn.Module):
 
     Args:
         vision: the backbone. projection: CLS and mean patch -> embedding. temperature: of similarities.
-        text: `model.text_tower.TextTower`; it is as wide as an embedding. The last three together or none.
+        text: `model.text_tower.TextTower`; with a projection it is as wide as an embedding.
+        joint: combiner and heads (`model.radfinder`), in the stead of projection and temperature.
     """
 
     def __init__(
@@ -36,12 +52,24 @@ class Encoder(nn.Module):
         projection: nn.Linear | None = None,
         temperature: Temperature | None = None,
         text: nn.Module | None = None,
+        joint: RadFinder | None = None,
     ) -> None:
         super().__init__()
         self.vision = vision
         self.projection = projection
         self.temperature = temperature
         self.text = text
+        self.joint = joint
+
+    def read_windows(self, windows: torch.Tensor, patch: int | Sequence[int] | None = None) -> WindowRead:
+        """Windows (N, 1, X, Y, Z) of RAS+ scans, as the combiner reads them (RadFinder §1.2).
+
+        Args:
+            patch: voxels of a patch; a thinner one along Z gives more depths.
+        """
+        out = self.vision(windows, patch=patch)
+        depths = out.patches.unflatten(1, out.grid).mean((1, 2))
+        return WindowRead(torch.cat([out.cls, out.patches.mean(1)], dim=1), depths)
 
     def project(self, output: ViTOutput) -> Embeddings:
         """Of each picture of a batch, before it is brought to length 1: (B, E). Means of these are means of
@@ -61,6 +89,16 @@ class Encoder(nn.Module):
             UsageError: as of `project`.
         """
         return unit(self.project(output))
+
+    def text_embedding(self, pooled: torch.Tensor, *, snippets: bool = False) -> Embeddings:
+        """Of the text tower's vectors (N, W): of length 1, in float32 or better.
+
+        Args:
+            snippets: of a joint model, by the head of what has a depth.
+        """
+        if self.joint is None:
+            return unit(pooled)
+        return unit(self.joint.snippets(pooled) if snippets else self.joint.reports(pooled))
 
 
 def unit(rows: Embeddings) -> Embeddings:
@@ -90,6 +128,8 @@ def build_encoder(config: EncoderConfig) -> Encoder:
     if config.text is None or config.embedding is None:
         return Encoder(vision)
     text = _text_tower(config.text)
+    if config.joint is not None:
+        return Encoder(vision, text=text, joint=_joint(config.joint, vision, text, config.embedding))
     if text.width != config.embedding:
         raise WeightsError(
             "CONFIG_VALUE",
@@ -125,6 +165,14 @@ def tensors_of(encoder: nn.Module) -> dict[str, np.ndarray]:
     caller's ``astype``."""
     state = encoder.state_dict()
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in state.items()}
+
+
+def _joint(config: JointConfig, vision: ViT, text: nn.Module, size: int) -> RadFinder:
+    blocks = combiner_vit(config.width, config.depth, config.heads)
+    combiner = CombinerConfig(vision.config.width, blocks, config.frame)
+    return RadFinder(
+        RadFinderConfig(combiner, int(text.width), config.hidden, config.bottleneck, size)  # type: ignore[arg-type]
+    )
 
 
 def _text_tower(config: TextConfig) -> nn.Module:

@@ -17,7 +17,7 @@ import torch
 from hilum.cohort.prep_presets import Pipeline
 from hilum.errors import UsageError
 from hilum.io.encoder_file import CONFIG, EncoderConfig, EncoderFile, is_encoder, load_encoder, save_encoder
-from hilum.model.encoder import Encoder, build_encoder, load_tensors, tensors_of, unit, without_text
+from hilum.model.encoder import Encoder, build_encoder, load_tensors, tensors_of, without_text
 from hilum.model.patch import patch_sizes
 from hilum.read.encoder_run import Precision, Progress, Runner
 from hilum.read.encoder_windows import OVERLAP, cover, covered, field_of, middle, uncropped
@@ -36,7 +36,8 @@ class LoadedEncoder:
     """An encoder, ready. Made by `load`.
 
     Attributes:
-        config, card: of its folder. encoder: the modules, in evaluation mode.
+        config, card: of its folder. encoder: the modules, in evaluation mode. prep: of volumes. runner: what
+            runs the modules.
     """
 
     def __init__(self, file: EncoderFile, device: str = "cpu", precision: Precision = "fp32") -> None:
@@ -46,13 +47,13 @@ class LoadedEncoder:
         self.card: dict[str, Any] = dict(file.card)
         self._tokenizer = file.tokenizer
         self._types = {name: tensor.dtype for name, tensor in file.tensors.items()}
-        self._prep = Pipeline.from_facts(self.config.prep)
+        self.prep = Pipeline.from_facts(self.config.prep)
         self._prep_2d = self._slices_prep()
         self._tokens = None if file.tokenizer is None else _tokens(file.tokenizer)
-        self._field = field_of(self._prep, self.config.field_vox)
+        self._field = field_of(self.prep, self.config.field_vox)
         on = _device(device)
         self.encoder = _built(file).eval().to(on)
-        self._runner = Runner(self.encoder, on, precision)
+        self.runner = Runner(self.encoder, on, precision)
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for p in self.encoder.parameters()) / 1e6
@@ -72,8 +73,8 @@ class LoadedEncoder:
         self._require_volumes()
         sizes = self._sizes(patch, 3)
         covers = covered(sizes, self._field, self.config.view_vox)
-        tensor, trace = self._prep.apply(_opened(scan))
-        return self._runner.volume(tensor, trace, middle(trace.grid.shape, self._field, covers), sizes)
+        tensor, trace = self.prep.apply(opened(scan))
+        return self.runner.volume(tensor, trace, middle(trace.grid.shape, self._field, covers), sizes)
 
     def encode_scan(
         self,
@@ -97,9 +98,9 @@ class LoadedEncoder:
         self._require_volumes()
         sizes = self._sizes(patch, 3)
         covers = covered(sizes, self._field, self.config.view_vox)
-        tensor, trace = uncropped(self._prep).apply(_opened(scan))
+        tensor, trace = uncropped(self.prep).apply(opened(scan))
         windows = cover(trace.grid.shape, self._field, covers, overlap)
-        return self._runner.volume(tensor, trace, windows, sizes, batch, progress)
+        return self.runner.volume(tensor, trace, windows, sizes, batch, progress)
 
     def encode_slices(
         self,
@@ -132,19 +133,24 @@ class LoadedEncoder:
                 hint="Use encode_volume or encode_scan.",
             )
         sizes = self._sizes(patch, 2)
-        tensor, trace = prep.apply(_opened(scan))
+        tensor, trace = prep.apply(opened(scan))
 
         def choose(there: np.ndarray, count: int) -> list[int]:
             return _chosen(there, count, every, indices)
 
-        return self._runner.slices(tensor, trace, sizes, choose, batch, progress)
+        return self.runner.slices(tensor, trace, sizes, choose, batch, progress)
 
     @torch.inference_mode()
-    def encode_text(self, texts: Sequence[str]) -> EmbeddingRows:
-        """Texts in the space of scans, one row each, of length 1 (zeros for a text without a token).
+    def encode_text(self, texts: Sequence[str], *, snippets: bool = False) -> EmbeddingRows:
+        """Texts in the space of scans, one row each, of length 1 (of a 3d-vlm zeros for a text without a
+        token).
+
+        Args:
+            texts: reports or prompts. snippets: of a 3d-joint, sentences to be compared with depths.
 
         Raises:
-            UsageError: `MODEL_INPUT` for a model without reports, or one text that is not in a list.
+            UsageError: `MODEL_INPUT` for a model without reports, for snippets of another model than a
+                3d-joint, or for one text that is not in a list.
             ReportError: `TEXT_ENCODING`.
         """
         text, tokens = self.config.text, self._tokens
@@ -152,16 +158,22 @@ class LoadedEncoder:
             raise without_text("a text")
         if isinstance(texts, str):
             raise UsageError("MODEL_INPUT", "texts are a list", expected="a list of str", got="one str")
+        if snippets and self.encoder.joint is None:
+            raise UsageError(
+                "MODEL_INPUT", "snippets need a model of depths", expected="kind 3d-joint",
+                got=f"kind {self.config.kind}",
+            )  # fmt: skip
         given = [text.prefix + (one.lower() if text.lower else one) for one in texts]
         rows = [np.zeros((0, int(self.config.embedding or 0)), dtype=np.float32)]
         for start in range(0, len(given), TEXTS):
             ids, mask = tokens(given[start : start + TEXTS], text.max_tokens)
-            with self._runner.autocast():
-                found = self.encoder.text(
-                    torch.from_numpy(ids).to(self._runner.device),
-                    torch.from_numpy(mask).to(self._runner.device),
+            with self.runner.autocast():
+                pooled = self.encoder.text(
+                    torch.from_numpy(ids).to(self.runner.device),
+                    torch.from_numpy(mask).to(self.runner.device),
                 )
-            rows.append(unit(found).float().cpu().numpy())
+                found = self.encoder.text_embedding(pooled, snippets=snippets)
+            rows.append(found.float().cpu().numpy())
         return finite(np.concatenate(rows), "the embeddings of texts")
 
     @torch.inference_mode()
@@ -231,7 +243,7 @@ class LoadedEncoder:
     def _slices_prep(self) -> Pipeline | None:
         if self.config.prep_2d is not None:
             return Pipeline.from_facts(self.config.prep_2d)
-        return self._prep if self.config.kind == "2d" else None
+        return self.prep if self.config.kind == "2d" else None
 
     def _require_volumes(self) -> None:
         if self.config.kind == "2d":
@@ -314,7 +326,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _opened(scan: Scan) -> CTVolume:
+def opened(scan: Scan) -> CTVolume:
+    """A scan as a volume, from its path if need be.
+
+    Raises:
+        InputRefused: the input cannot be trusted.
+    """
     if isinstance(scan, CTVolume):
         return scan
     from hilum.io.open import open_volume  # the decoders are heavy and not needed for a volume in memory

@@ -68,7 +68,7 @@ class Runner:
         times, embeddings, done = torch.zeros(*windows.grid, 1), [], 0
         shown = zip(trace.grid.spacing_mm, windows.patch, sizes, strict=True)
         spacing_mm = [mm * covers / size for mm, covers, size in shown]
-        for some in _batches(list(windows), batch):
+        for some in in_batches(list(windows), batch):
             out = self._vision([windows.show(scan, at, fill, sizes) for at in some], sizes, spacing_mm)
             if self.encoder.projection is not None:
                 embeddings.append(self.encoder.project(out).cpu())
@@ -115,7 +115,7 @@ class Runner:
         chosen = choose(there, len(stack))
         flat = middle((stack.shape[1], stack.shape[2]), (0, 0), sizes)
         cls, patches, done = [], [], 0
-        for some in _batches(chosen, batch):
+        for some in in_batches(chosen, batch):
             shown = [box(stack[k], flat.start, flat.size, padding(trace, stack[k])) for k in some]
             out = self._vision(shown, sizes, grid.spacing_mm[:2])
             cls.append(out.cls.cpu())
@@ -156,7 +156,12 @@ def _heights(places: Geometry, chosen: Sequence[int]) -> np.ndarray:
     return places.to_mm(np.array([(a, b, k) for k in chosen]))[:, 2]
 
 
-def _batches(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+def in_batches(items: Sequence[ItemT], size: int) -> list[Sequence[ItemT]]:
+    """Some items at a time.
+
+    Raises:
+        UsageError: `CONFIG_VALUE` for a batch of none.
+    """
     if size < 1:
         raise UsageError("CONFIG_VALUE", "a batch holds something", expected=">= 1", got=size)
     return [items[start : start + size] for start in range(0, len(items), size)]
