@@ -19,6 +19,7 @@ from hilum.errors import HilumError, RunError
 COMMANDS = {
     "check": "Say whether an input can be trusted, and what reading it would do.",
     "read": "Read one chest CT: findings, maps, organs, report, page.",
+    "locate": "Say at which height of a scan a sentence belongs: mm, slice, image number.",
     "demo": "Read a public chest CT with the model that ships.",
     "prepare": "Make a cohort's manifest: every scan judged, every refusal listed.",
     "phantom": "Make chest CTs with known truth, with reports.",
