@@ -21,6 +21,8 @@ COMMANDS = {
     "read": "Read one chest CT: findings, maps, organs, report, page.",
     "locate": "Say at which height of a scan a sentence belongs: mm, slice, image number.",
     "demo": "Read a public chest CT with the model that ships.",
+    "index": "Keep the scans of a cohort as rows that can be searched.",
+    "search": "Find scans that are like some words, or like a scan.",
     "prepare": "Make a cohort's manifest: every scan judged, every refusal listed.",
     "phantom": "Make chest CTs with known truth, with reports.",
     "train": "Train a model from a recipe.",

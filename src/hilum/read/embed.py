@@ -1,0 +1,125 @@
+"""Scans and texts as rows of an index, by any model that has both in one space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hilum.cohort.judge import Refusal
+from hilum.cohort.manifest import Manifest, ScanRow
+from hilum.errors import InputRefused
+from hilum.io.vector_index import IndexModel, IndexWriter, VectorIndex, writing
+from hilum.model.encoder import without_text
+from hilum.read.encoder import LoadedEncoder, Scan
+from hilum.read.joint import put_in_space
+from hilum.types import EmbeddingVector
+
+REPORT, DISEASE = "report", "disease"
+"""Spaces: what is compared with whole reports, and of a joint model what is compared with prompts."""
+PART_ROWS = 64
+"""Scans that are written together: what a killed run loses."""
+
+Progress = Callable[[str], None]
+"""Called with the key of every scan that is done."""
+
+
+def index_model(model: LoadedEncoder) -> IndexModel:
+    """What an index keeps of a model.
+
+    Raises:
+        UsageError: `MODEL_INPUT` for a model without reports.
+    """
+    if model.config.embedding is None:
+        raise without_text("an index")
+    names = (REPORT, DISEASE) if model.encoder.joint is not None else (REPORT,)
+    spaces = dict.fromkeys(names, int(model.config.embedding))
+    return IndexModel(str(model.card["name"]), str(model.card["sha256"]), spaces)
+
+
+def embed_scan(model: LoadedEncoder, scan: Scan) -> dict[str, EmbeddingVector]:
+    """Space -> the scan in it.
+
+    Raises:
+        As of `LoadedEncoder.encode_scan` and `joint.put_in_space`.
+    """
+    if model.encoder.joint is not None:
+        found = put_in_space(model, scan)
+        return {REPORT: found.report, DISEASE: found.disease}
+    features = model.encode_scan(scan)
+    if features.embedding is None:
+        raise without_text("an index")
+    return {REPORT: features.embedding}
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What a run added, found there already, and could not read."""
+
+    added: tuple[str, ...]
+    there: tuple[str, ...]
+    refused: tuple[Refusal, ...]
+    rows: int
+
+
+def index_cohort(
+    model: LoadedEncoder, cohort: Manifest, folder: str | Path, *, split: str | None = None,
+    wait_s: float = 0.0, progress: Progress = lambda key: None,
+) -> Indexed:  # fmt: skip
+    """Every scan of a cohort that the index does not have yet. A scan that is refused is listed and left out.
+
+    Args:
+        folder: of the index, made if it is not there. split: of the cohort alone. wait_s: for another writer.
+
+    Raises:
+        OutputError, WeightsError: see `vector_index.writing`.
+    """
+    added: list[str] = []
+    there: list[str] = []
+    refused: list[Refusal] = []
+    with writing(folder, index_model(model), wait_s) as writer:
+        waiting: list[tuple[ScanRow, Mapping[str, EmbeddingVector]]] = []
+        for row in cohort.rows(split):
+            key = row.record.key
+            if writer.known(key):
+                there.append(key)
+            else:
+                try:
+                    waiting.append((row, embed_scan(model, cohort.open(row))))
+                    added.append(key)
+                except InputRefused as error:
+                    refused.append(Refusal.of(row.record, error))
+            if len(waiting) == PART_ROWS:
+                _write(writer, waiting)
+                waiting = []
+            progress(key)
+        _write(writer, waiting)
+        return Indexed(tuple(added), tuple(there), tuple(refused), len(writer.index))
+
+
+def _write(writer: IndexWriter, waiting: Sequence[tuple[ScanRow, Mapping[str, EmbeddingVector]]]) -> None:
+    if not waiting:
+        return
+    records = [row.record for row, _ in waiting]
+    vectors = {s: np.stack([found[s] for _, found in waiting]) for s in writer.index.model.spaces}
+    columns = {
+        "patient": [r.patient for r in records],
+        "study": [r.study for r in records],
+        "split": [row.split for row, _ in waiting],
+        "path": [r.path for r in records],
+        "report": [r.report() for r in records],
+        "findings": [" ".join(sorted(n for n, v in r.labels.items() if v == 1)) for r in records],
+    }
+    writer.add([r.key for r in records], vectors, columns)
+
+
+def require_searchable(index: VectorIndex, model: LoadedEncoder) -> None:
+    """The index is this model's.
+
+    Raises:
+        WeightsError: `CACHE_STALE`. UsageError: `MODEL_INPUT` for a model without reports.
+    """
+    own = index_model(model)
+    index.require_model(own.name, own.sha256)

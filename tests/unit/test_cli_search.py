@@ -1,0 +1,99 @@
+"""`hilum index` and `hilum search`: a cohort in, its nearest scans out, for models of both kinds."""
+
+import json
+import shutil
+
+import pytest
+from _called import Called
+from _cohort_layouts import plain_cohort
+from _encoders import file_of, stand_in
+
+from hilum.cli import run
+from hilum.cli.index import index
+from hilum.cli.search import search
+from hilum.cohort.prep_presets import Pipeline
+from hilum.io.encoder_file import save_encoder
+from hilum.io.vector_index import open_index
+
+PREP = Pipeline(
+    "tiny-joint", spacing_mm=(8.0, 8.0, 6.0), clip_first=True, values="unit", fit="pad-multiple",
+    fit_vox=(32, 32, 16),
+)  # fmt: skip
+NET = {"patch": 8, "patch_z": 4, "rope_full": True, "slices": False, "qkv_bias": True, "registers": 0}
+COUNT = 4
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cohort")
+    reports = ("a nodule", "effusion", "nothing", "Rundherd links")
+    plain_cohort(root / "data", COUNT, report=lambda i: reports[i], split=lambda i: "train" if i else "test")
+    assert run(["prepare", str(root / "data"), "--out", str(root / "prepared")]) in (0, 4)
+    return root
+
+
+@pytest.fixture(params=["3d-joint", "3d-vlm"])
+def model(request, tmp_path, monkeypatch):
+    stand_in(monkeypatch)
+    sizes = {"patch": [8, 8, 4], "field_vox": [32, 32, 16], "prep": PREP.facts(), "prep_2d": None, "net": NET}
+    file = file_of(request.param, **(sizes if request.param == "3d-joint" else {}))
+    save_encoder(tmp_path / "model", file)
+    return tmp_path / "model"
+
+
+def test_a_scan_finds_itself_and_words_find_an_order(cohort, model, tmp_path):
+    told = Called(index).told(cohort / "prepared", "--model", model, "--out", tmp_path / "i")
+    assert len(told["added"]) == told["rows"] == COUNT and told["refused"] == []
+    # once more: nothing is read again
+    again = Called(index).told(cohort / "prepared", "--model", model, "--out", tmp_path / "i")
+    assert (again["added"], again["there"], again["rows"]) == ([], COUNT, COUNT)
+    ask = Called(search)
+    scan = cohort / "data/scans/002.nii.gz"
+    found = ask.told(tmp_path / "i", "--model", model, "--scan", scan)
+    assert found["rows"][0]["path"] == "scans/002.nii.gz" and found["rows"][0]["report"] == "nothing"
+    assert found["rows"][0]["score"] == pytest.approx(1, abs=1e-4) and len(found["rows"]) == COUNT
+    scores = [row["score"] for row in found["rows"]]
+    assert scores == sorted(scores, reverse=True)
+    words = ask.told(tmp_path / "i", "--model", model, "--text", "effusion", "--top", "2")
+    assert len(words["rows"]) == 2 and (words["size"], words["asked"]) == (COUNT, COUNT)
+    both = ask.told(tmp_path / "i", "--model", model, "--text", "effusion", "--scan", scan)
+    assert len(both["rows"]) == COUNT and both["rows"][0]["score"] <= 2 / 61
+    some = ask.told(tmp_path / "i", "--model", model, "--text", "effusion", "--filter", "split=train")
+    assert some["asked"] == 3 and {row["split"] for row in some["rows"]} == {"train"}
+    lines = ask(tmp_path / "i", "--model", model, "--text", "effusion").stdout.strip("\n").splitlines()
+    assert len(lines) == COUNT + 1 and lines[-1].startswith("4 of 4 scans")
+
+
+def test_a_split_alone_and_a_scan_that_is_gone(cohort, model, tmp_path):
+    told = Called(index).told(
+        cohort / "prepared", "--model", model, "--out", tmp_path / "i", "--split", "test"
+    )
+    assert told["rows"] == 1
+    shutil.copytree(cohort / "data", tmp_path / "data")
+    (tmp_path / "data/scans/003.nii.gz").write_bytes(b"rubbish")
+    result = Called(index)(
+        cohort / "prepared", "--model", model, "--out", tmp_path / "i", "--root", tmp_path / "data", "--json"
+    )
+    told = json.loads(result.stdout)
+    assert (len(told["added"]), told["there"], told["rows"]) == (2, 1, 3) and result.return_value == 4
+    assert [r["code"] for r in told["refused"]] == ["NOT_AN_IMAGE"]
+    assert len(open_index(tmp_path / "i")) == 3
+
+
+def test_what_cannot_be_asked_is_refused(cohort, model, tmp_path):
+    Called(index).told(cohort / "prepared", "--model", model, "--out", tmp_path / "i", "--split", "test")
+    save_encoder(tmp_path / "other", file_of("3d-vlm", seed=3))
+    save_encoder(tmp_path / "plain", file_of("3d"))
+    ask = Called(search)
+    for arguments, code in (
+        ((tmp_path / "i", "--model", model), "OPTION_UNKNOWN"),
+        ((tmp_path / "i", "--model", tmp_path / "other", "--text", "a"), "CACHE_STALE"),
+        ((tmp_path / "i", "--model", tmp_path / "plain", "--text", "a"), "MODEL_INPUT"),
+        ((tmp_path / "none", "--model", model, "--text", "a"), "CONFIG_FILE"),
+        ((tmp_path / "i", "--model", model, "--text", "a", "--filter", "sex=f"), "COLUMN_MISSING"),
+    ):
+        assert ask.refusal(*arguments).code == code, arguments
+    assert Called(index).refusal(
+        cohort / "prepared", "--model", tmp_path / "other", "--out", tmp_path / "i"
+    ).code == "CACHE_STALE"  # fmt: skip
+    assert ask(tmp_path / "i", "--model", model, "--text", "a", "--filter", "sex").exit_code != 0
