@@ -342,6 +342,9 @@ SnippetMm: TypeAlias = Float[Tensor, "S"]
 SeenTokens: TypeAlias = Bool[Tensor, "B T"]
 """Which tokens of a padded batch exist."""
 
+VoxelFeatures: TypeAlias = Float[Tensor, "C X Y Z"]
+"""What is known of each voxel of one scan."""
+
 WindowFeatures: TypeAlias = Float[Tensor, "B U V W K"]
 """What a window encoder says of each window of a padded grid of windows."""
 
