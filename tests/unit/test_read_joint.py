@@ -89,7 +89,7 @@ def test_a_sentence_is_put_at_the_depth_that_is_like_it(scan, monkeypatch):
     model = joint()
     found = put_in_space(model, scan)
     rows = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0][:10].astype(np.float32)
-    found = type(found)(found.report, found.disease, rows, found.depth_mm, found.trace)
+    found = type(found)(found.report, found.disease, rows, found.depth_mm)
     mixed = rows[6] + rows[7]
     told = np.stack([rows[3], mixed / np.linalg.norm(mixed)])
     monkeypatch.setattr(model, "encode_text", lambda texts, snippets: told)

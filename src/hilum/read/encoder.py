@@ -36,8 +36,8 @@ class LoadedEncoder:
     """An encoder, ready. Made by `load`.
 
     Attributes:
-        config, card: of its folder. encoder: the modules, in evaluation mode. prep: of volumes. runner: what
-            runs the modules.
+        config, card: of its folder. encoder: the modules, in evaluation mode. prep: of volumes. field:
+            voxels of it that the model sees at once, 0 for all. runner: what runs the modules.
     """
 
     def __init__(self, file: EncoderFile, device: str = "cpu", precision: Precision = "fp32") -> None:
@@ -50,7 +50,7 @@ class LoadedEncoder:
         self.prep = Pipeline.from_facts(self.config.prep)
         self._prep_2d = self._slices_prep()
         self._tokens = None if file.tokenizer is None else _tokens(file.tokenizer)
-        self._field = field_of(self.prep, self.config.field_vox)
+        self.field = field_of(self.prep, self.config.field_vox)
         on = _device(device)
         self.encoder = _built(file).eval().to(on)
         self.runner = Runner(self.encoder, on, precision)
@@ -72,9 +72,9 @@ class LoadedEncoder:
         """
         self._require_volumes()
         sizes = self._sizes(patch, 3)
-        covers = covered(sizes, self._field, self.config.view_vox)
+        covers = covered(sizes, self.field, self.config.view_vox)
         tensor, trace = self.prep.apply(opened(scan))
-        return self.runner.volume(tensor, trace, middle(trace.grid.shape, self._field, covers), sizes)
+        return self.runner.volume(tensor, trace, middle(trace.grid.shape, self.field, covers), sizes)
 
     def encode_scan(
         self,
@@ -97,9 +97,9 @@ class LoadedEncoder:
         """
         self._require_volumes()
         sizes = self._sizes(patch, 3)
-        covers = covered(sizes, self._field, self.config.view_vox)
+        covers = covered(sizes, self.field, self.config.view_vox)
         tensor, trace = uncropped(self.prep).apply(opened(scan))
-        windows = cover(trace.grid.shape, self._field, covers, overlap)
+        windows = cover(trace.grid.shape, self.field, covers, overlap)
         return self.runner.volume(tensor, trace, windows, sizes, batch, progress)
 
     def encode_slices(

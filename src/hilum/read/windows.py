@@ -1,16 +1,17 @@
-"""A scan as windows and depths, read by a model that ships: what a joint model learns from where no window
-encoder is trained.
+"""A scan as windows and depths, by any model: what a combiner reads (RadFinder §1.2), of every window
+[CLS; mean of its patches] and of every depth of it the mean over the plane.
 
-RadFinder's combiner (§1.2) wants, of every window of a scan, [CLS; mean of its patches], and of every depth
-of it the mean over the plane. Any reading of voxels gives these: here the organs and the gated maps of a
-model that reads scans, and the scan itself in that model's windows of HU. In place of the CLS stands what is
-highest in the window: a small lesion fills little of a mean.
+`EncoderWindows` is as published: windows that do not overlap go through a window encoder one by one; what is
+ours are depths of 6 or 3 mm by thinner patches. `ReaderWindows` needs no window encoder: the organs and gated
+maps of a model that reads scans, and the scan itself in that model's windows of HU. In place of the CLS
+stands what is highest in the window: a small lesion fills little of a mean.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,11 @@ from torch.nn import functional as F
 from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.model.outline import windows as in_windows
+from hilum.model.patch import patch_sizes
 from hilum.model.preset import Preset
+from hilum.read.encoder import LoadedEncoder
+from hilum.read.encoder_run import Progress, in_batches
+from hilum.read.encoder_windows import cover, padding, uncropped
 from hilum.read.scan_model import ScanModel
 from hilum.tensors import VoxelFeatures, WindowDepths, WindowFeatures
 from hilum.volume import CTVolume
@@ -50,8 +55,68 @@ class WindowSource(Protocol):
     def width(self) -> int:
         """Numbers of a depth: E."""
 
+    def facts(self) -> dict[str, Any]:
+        """What its readings depend on, JSON: for a cache of them."""
+
     def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
         """One scan; `depth_mm`: thickness of a depth."""
+
+
+@dataclass(frozen=True)
+class EncoderWindows:
+    """Windows by a window encoder.
+
+    Args:
+        model: of volumes, with a window that it sees at once. batch: windows at once.
+        progress: called after each batch.
+    """
+
+    model: LoadedEncoder
+    batch: int = 4
+    progress: Progress | None = None
+
+    @property
+    def width(self) -> int:
+        """That of the encoder's tokens."""
+        return self.model.encoder.vision.config.width
+
+    def facts(self) -> dict[str, Any]:
+        """See `WindowSource`."""
+        told = {"model": self.model.card["sha256"], "prep": self.model.prep.facts()}
+        return told | {"window_vox": list(self.model.field), "patch": self.model.config.patch}
+
+    @torch.inference_mode()
+    def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
+        """See `WindowSource`; None takes the patch of the model's config.
+
+        Raises:
+            UsageError: `CONFIG_VALUE` for depths that do not divide a window, a model without a window, or a
+                batch of none.
+        """
+        tensor, trace = uncropped(self.model.prep).apply(volume)
+        sizes = self._sizes(trace.grid.spacing_mm[2], depth_mm)
+        windows = cover(trace.grid.shape, self.model.field, sizes, overlap=0.0)
+        fill, done, parts = padding(trace, tensor[0, 0]), 0, []
+        for some in in_batches(list(windows), self.batch):
+            shown = torch.stack([windows.show(tensor[0, 0], at, fill, sizes) for at in some])[:, None]
+            with self.model.runner.autocast():
+                read = self.model.encoder.read_windows(shown.to(self.model.runner.device), sizes)
+            parts.append((read.both.float(), read.depths.float()))
+            done += len(some)
+            if self.progress is not None:
+                self.progress(done, len(windows))
+        both, depths = (torch.cat(part) for part in zip(*parts, strict=True))
+        grid = (1, *(len(axis) for axis in windows.starts))
+        centres = windows.geometry(trace.grid)
+        heights = _heights(centres, range(centres.shape[2]), volume.geometry)
+        return ReadWindows(both.unflatten(0, grid), depths.unflatten(0, grid), *heights)
+
+    def _sizes(self, spacing_mm: float, depth_mm: float | None) -> tuple[int, ...]:
+        """Voxels of a patch; along Z as thick as was asked for."""
+        own, window = patch_sizes(self.model.config.patch, 3), self.model.field
+        if min(window) < 1:
+            raise UsageError("CONFIG_VALUE", "a window has a size", expected="field_vox", got="none")
+        return own if depth_mm is None else (*own[:2], thickness(depth_mm, spacing_mm, window[2]))
 
 
 @dataclass(frozen=True)
@@ -71,6 +136,10 @@ class ReaderWindows:
         preset = self._preset
         return 2 * (preset.net.organs + preset.net.findings + len(preset.net.windows_hu))
 
+    def facts(self) -> dict[str, Any]:
+        """See `WindowSource`."""
+        return {"model": self.model.sha256, "side_mm": SIDE_MM, "statistics": "max, mean"}
+
     @torch.inference_mode()
     def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
         """See `WindowSource`.
@@ -80,16 +149,16 @@ class ReaderWindows:
         """
         preset = self._preset
         side = round(SIDE_MM / preset.prep.spacing_mm)
-        thick = self._thick(self.depth_mm if depth_mm is None else depth_mm, side)
+        thick = thickness(self.depth_mm if depth_mm is None else depth_mm, preset.prep.spacing_mm, side)
         out = self.model.run(volume)
         scan, _ = preset.prep.apply(volume)
         low, high = torch.tensor(preset.net.windows_hu).T[:, None, :, None, None, None] / 1000
         shown = in_windows(scan, low, high)[0]
         voxels = torch.cat([torch.from_numpy(out.organs), torch.from_numpy(out.maps), shown])
         both, depths, start = pooled(voxels, side, thick)
-        return ReadWindows(
-            both[None], depths[None], *_heights(out.grid, start, depths, thick, volume.geometry)
-        )
+        count = depths.shape[2] * depths.shape[3]
+        slices = [start + (k + 0.5) * thick - 0.5 for k in range(count)]
+        return ReadWindows(both[None], depths[None], *_heights(out.grid, slices, volume.geometry))
 
     @property
     def _preset(self) -> Preset:
@@ -100,17 +169,22 @@ class ReaderWindows:
             )
         return preset
 
-    def _thick(self, depth_mm: float, side: int) -> int:
-        spacing_mm = self._preset.prep.spacing_mm
-        thick = round(depth_mm / spacing_mm)
-        if thick < 1 or side % thick or abs(thick * spacing_mm - depth_mm) > 1e-3:
-            raise UsageError(
-                "CONFIG_VALUE",
-                "depths divide a window evenly",
-                expected=f"{spacing_mm:g} mm times a divisor of {side}",
-                got=f"{depth_mm:g} mm",
-            )
-        return thick
+
+def thickness(depth_mm: float, spacing_mm: float, window: int) -> int:
+    """Voxels of a depth.
+
+    Raises:
+        UsageError: `CONFIG_VALUE` for a depth that does not divide a window.
+    """
+    thick = round(depth_mm / spacing_mm)
+    if thick < 1 or window % thick or abs(thick * spacing_mm - depth_mm) > 1e-3:
+        raise UsageError(
+            "CONFIG_VALUE",
+            "depths divide a window evenly",
+            expected=f"{spacing_mm:g} mm times a divisor of {window}",
+            got=f"{depth_mm:g} mm",
+        )
+    return thick
 
 
 def pooled(voxels: VoxelFeatures, side: int, thick: int) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -135,13 +209,11 @@ def pooled(voxels: VoxelFeatures, side: int, thick: int) -> tuple[torch.Tensor, 
     return windows, depths, starts[2]
 
 
-def _heights(
-    grid: Geometry, start: int, depths: torch.Tensor, thick: int, scanned: Geometry
-) -> tuple[np.ndarray, np.ndarray]:
-    count = depths.shape[2] * depths.shape[3]
+def _heights(grid: Geometry, slices: Iterable[float], scanned: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Of the middles of slices of a grid, and which lie in the scan (the nearest one if none does): what is
+    padding alone is no depth of it."""
     middle = [(n - 1) / 2 for n in grid.shape[:2]]
-    centres = [(*middle, start + (k + 0.5) * thick - 0.5) for k in range(count)]
-    depth_mm = grid.to_mm(np.array(centres))[:, 2]
+    depth_mm = grid.to_mm(np.array([(*middle, k) for k in slices]))[:, 2]
     corners = scanned.corners_mm()[:, 2]
     there = (depth_mm >= corners.min()) & (depth_mm <= corners.max())
     if not there.any():
