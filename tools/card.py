@@ -29,18 +29,18 @@ extrapolation.
 |---|---|
 | network | preset `{preset}`: {about} |
 | trained on | {trained_on} |
-| training | {training_minutes} minutes, CPU threads: {threads} |
+| training | {training_minutes} minutes, CPU threads: {threads} |{organs}
 | thresholds, calibration | {validated_on}; chosen there, nowhere else |
 | weights | `model.safetensors`, float16, sha256 `{sha256}` |
 | licence | {licence} |
 
-Made by `hilum train recipes/{name}.toml` and `hilum exam runs/{name} --suite phantom --choose`.
+{commands}
 """
 
 ABOUT = {
     "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), "
-    "3,612,020 parameters",
-    "phantom-small-cam": "globally pooled classifier with class-activation maps, 3,614,490 parameters; "
+    "3,713,028 parameters",
+    "phantom-small-cam": "globally pooled classifier with class-activation maps, 3,740,922 parameters; "
     "the baseline",
 }
 
@@ -57,13 +57,29 @@ LIMITS = """
 def card(name: str) -> str:
     """The whole page."""
     facts = json.loads((WEIGHTS / name / "card.json").read_text(encoding="utf-8"))
-    parts = [HEAD.format(**facts, made=MADE, about=ABOUT[name], threads=facts["recipe"]["threads"]), LIMITS]
+    told = {
+        "made": MADE,
+        "about": ABOUT[name],
+        "threads": facts["recipe"]["threads"],
+        "commands": _commands(facts),
+        "organs": f"\n| organs | {facts['organs']} |" if "organs" in facts else "",
+    }
+    parts = [HEAD.format(**(facts | told)), LIMITS]
     phantom, samples = RESULTS / "exam-phantom.json", RESULTS / "exam-samples.json"
     if phantom.exists():
         parts.append(phantom_section(json.loads(phantom.read_text(encoding="utf-8"))))
     if samples.exists() and name == "phantom-small":
         parts.append(samples_section(json.loads(samples.read_text(encoding="utf-8"))))
     return "\n".join(parts)
+
+
+def _commands(facts: dict[str, Any]) -> str:
+    name, begun = facts["name"], facts["recipe"]["optim"]["organs_from"]
+    if begun is None:
+        made = f"`hilum train recipes/{name}.toml` and `hilum exam runs/{name} --suite phantom --choose`"
+        return f"Made by {made}."
+    made = f"`python benchmarks/exact_compare.py --minutes 40 --jobs 2 --organs-from {begun}`"
+    return f"Made by {made}, which chooses thresholds and calibration too (`docs/first-model.md`, 10)."
 
 
 def phantom_section(result: dict[str, Any]) -> str:

@@ -18,10 +18,10 @@ PARAMETERS = {
     "flexict-large": 383_212_800,
     "flexict-nano": 1_587_744,
     "flexict-small": 27_189_216,
-    "phantom-small": 3_612_020,
-    "phantom-small-cam": 3_614_490,
-    "phantom-small-clip": 3_612_738,
-    "phantom-small-organ-clip": 3_660_503,
+    "phantom-small": 3_713_028,
+    "phantom-small-cam": 3_740_922,
+    "phantom-small-clip": 3_739_618,
+    "phantom-small-organ-clip": 3_740_567,
 }
 SMALL = [name for name, count in PARAMETERS.items() if count < 5_000_000]
 

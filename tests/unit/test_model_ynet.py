@@ -84,7 +84,7 @@ def test_a_box_is_read_as_in_the_whole_scan():
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("phantom-small", 3_612_020), ("phantom-small-cam", 3_614_490)]
+    ("name", "parameters"), [("phantom-small", 3_713_028), ("phantom-small-cam", 3_740_922)]
 )
 def test_presets_have_their_stated_size(name, parameters):
     network = build_network(Preset.from_dict(preset_data(name)))
