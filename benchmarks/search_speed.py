@@ -4,8 +4,8 @@
 
 Synthetic embeddings: clusters on a sphere, seed 0, written as an index by the library's writer and mapped
 from disk; questions are rows with noise. Brute force is one matrix product with all rows in memory and a full
-sort per question, as scripts do it. Both sides are warmed up and asked the same questions one by one, in turns.
-Writes benchmarks/results/search_speed.json.
+sort per question, as scripts do it. Both sides are warmed up and asked the same questions one by one, in
+turns. Writes benchmarks/results/search_speed.json.
 """
 
 from __future__ import annotations
