@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
+
+from hilum.io.encoder_file import EncoderFile, load_encoder
+from hilum.model.encoder import Encoder, build_encoder, load_tensors
 
 WIDTH, DEPTH, HEADS, PATCH = 24, 2, 2, 4
 EMBEDDING = 16
@@ -182,6 +186,20 @@ def public_windows(state: Mapping[str, torch.Tensor], image: torch.Tensor, eps: 
 def part_of(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """What stands under a prefix, without it."""
     return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def stored(path: Path, state: Mapping[str, torch.Tensor]) -> Path:
+    """A checkpoint as safetensors."""
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
+    return path
+
+
+def loaded(folder: Path) -> tuple[EncoderFile, Encoder]:
+    """What an import left, and its network."""
+    file = load_encoder(folder)
+    encoder = build_encoder(file.config)
+    load_tensors(encoder, {name: torch.from_numpy(tensor) for name, tensor in file.tensors.items()})
+    return file, encoder.eval()
 
 
 def text_folder(path: Path, config: dict[str, Any]) -> Path:

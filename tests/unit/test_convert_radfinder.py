@@ -10,21 +10,20 @@ from _encoders import stand_in
 from _public_layouts import (
     EMBEDDING,
     RADFINDER_HEADS,
+    loaded,
     part_of,
     places_of,
     public_blocks,
     public_windows,
     radfinder,
+    stored,
     text_folder,
 )
-from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from hilum.cli import run
 from hilum.convert.run import import_encoder
 from hilum.errors import UsageError, WeightsError
-from hilum.io.encoder_file import load_encoder
-from hilum.model.encoder import build_encoder, load_tensors
 
 WORDS = {"words.weight": torch.arange(40.0 * EMBEDDING).reshape(40, EMBEDDING)}
 GRID, PATCHES = (2, 1, 2), (2, 2, 3)
@@ -46,18 +45,6 @@ def tower(tmp_path, monkeypatch):
 
     monkeypatch.setattr(text_tower, "TextTower", Nested)
     return text_folder(tmp_path / "text", {"hidden_size": EMBEDDING, "vocab_size": 40})
-
-
-def stored(path, state):
-    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
-    return path
-
-
-def loaded(folder):
-    file = load_encoder(folder)
-    encoder = build_encoder(file.config)
-    load_tensors(encoder, {name: torch.from_numpy(tensor) for name, tensor in file.tensors.items()})
-    return file, encoder.eval()
 
 
 def head_of(state, name, rows):

@@ -4,26 +4,11 @@ import json
 
 import pytest
 import torch
-from _public_layouts import public_windows, spectre
-from safetensors.torch import save_file
+from _public_layouts import loaded, public_windows, spectre, stored
 
 from hilum.cli import run
 from hilum.convert.run import import_encoder
 from hilum.errors import UsageError, WeightsError
-from hilum.io.encoder_file import load_encoder
-from hilum.model.encoder import build_encoder, load_tensors
-
-
-def stored(path, state):
-    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
-    return path
-
-
-def loaded(folder):
-    file = load_encoder(folder)
-    encoder = build_encoder(file.config)
-    load_tensors(encoder, {name: torch.from_numpy(tensor) for name, tensor in file.tensors.items()})
-    return file, encoder.eval()
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "model.backbone."])

@@ -17,7 +17,7 @@ import torch
 
 from hilum.cohort.prep_presets import pipeline
 from hilum.convert.foreign import Foreign
-from hilum.convert.names import Rule, block_rules, count_blocks, shape_of, unfit
+from hilum.convert.names import Rule, block_rules, count_blocks, shape_of, unfit, without_tower
 from hilum.errors import UsageError
 from hilum.model.rope import periods
 from hilum.model.vit_config import ViTConfig
@@ -178,11 +178,7 @@ def encoder_config(
     }
     if kind == "3d-vlm":
         if text is None:
-            raise UsageError(
-                "CONFIG_VALUE", "a model of reports has a text tower",
-                expected="its configuration and tokenizer", got="none",
-                hint="--text FOLDER with config.json and tokenizer.json of Qwen3-Embedding-0.6B.",
-            )  # fmt: skip
+            raise without_tower()
         data["text"] = {"config": dict(text), "pooling": "last", "max_tokens": MAX_TOKENS, "lower": True}
         root = prefix.removesuffix("vision_model.")
         data["embedding"] = shape_of(foreign, f"{root}vlm_vision_projection.weight", 2)[0]

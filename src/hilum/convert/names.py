@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hilum.convert.foreign import Facts, Foreign
-from hilum.errors import WeightsError
+from hilum.errors import UsageError, WeightsError
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 SHOWN = 8
@@ -202,6 +202,17 @@ def unfit(
         got=got,
         path=foreign.path,
         hint="Nothing was written.",
+    )
+
+
+def without_tower() -> UsageError:
+    """The refusal to make a model of reports from a checkpoint alone."""
+    return UsageError(
+        "CONFIG_VALUE",
+        "a model of reports has a text tower",
+        expected="its configuration and tokenizer",
+        got="none",
+        hint="--text FOLDER with config.json and tokenizer.json of Qwen3-Embedding-0.6B.",
     )
 
 

@@ -17,11 +17,17 @@ import torch
 from hilum.cohort.prep_presets import pipeline
 from hilum.convert import spectre
 from hilum.convert.foreign import Foreign
-from hilum.convert.names import WB, Rule, block_rules, count_blocks, shape_of, split_attention_rule, unfit
-from hilum.errors import UsageError
+from hilum.convert.names import (
+    WB,
+    Rule,
+    block_rules,
+    count_blocks,
+    shape_of,
+    split_attention_rule,
+    unfit,
+    without_tower,
+)
 
-LICENCE = "CC BY-NC-SA 4.0"
-TERMS = "The weights are CC BY-NC-SA 4.0: not for commercial use; derivatives are shared alike."
 LAYOUTS = ("", "model.")
 """Before the names: in a checkpoint of training, in the hub's."""
 
@@ -103,11 +109,7 @@ def encoder_config(foreign: Foreign, prefix: str, text: Mapping[str, Any] | None
             configuration.
     """
     if text is None:
-        raise UsageError(
-            "CONFIG_VALUE", "a model of reports has a text tower",
-            expected="its configuration and tokenizer", got="none",
-            hint="--text FOLDER with config.json and tokenizer.json of Qwen3-Embedding-0.6B.",
-        )  # fmt: skip
+        raise without_tower()
     _require_unit_rows(foreign, prefix)
     net = spectre.config_of(foreign, f"{prefix}backbone_image.", NORM_EPS)
     combiner, head = f"{prefix}feature_comb_image.", f"{prefix}projection_image."

@@ -186,8 +186,8 @@ FAMILIES: Mapping[Family, Published] = MappingProxyType(
         ),
         "radfinder": Published(
             _radfinder,
-            radfinder.LICENCE,
-            radfinder.TERMS,
+            spectre.LICENCE,
+            spectre.TERMS,
             "159 thousand CT volumes with reports, most of them of one hospital (arXiv:2603.02026)",
         ),
         "spectre": Published(
