@@ -97,8 +97,10 @@ def _describe(
     half = np.abs(grid.affine_ras[:3, :3]).sum(axis=1) / 2
     low, high = points.min(axis=0) - half, points.max(axis=0) + half
     voxel = nearest_voxel(volume.source, peak)
-    side: Side = frame.side_of(everywhere, MIDLINE_BAND_MM.get(organ, 0.0))
     lobe, basis = frame.lobe_of(points) if organ in ("lung", "airways", "pleura") else (None, None)
+    side = _with_lobe(
+        frame.side_of(everywhere, MIDLINE_BAND_MM.get(organ, 0.0)), lobe, len(everywhere) > len(points)
+    )
     box_lps = (
         _point(_lps(np.array([high[0], high[1], low[2]]))),
         _point(_lps(np.array([low[0], low[1], high[2]]))),
@@ -120,6 +122,15 @@ def _describe(
         pieces=0,
         above_threshold=False,
     )
+
+
+def _with_lobe(side: Side, lobe: str | None, scattered: bool) -> Side:
+    """The side, such that the main piece's lobe lies on it: the main piece may lie in one lung, and most of
+    what is `scattered` beside it in the other."""
+    of_lobe: Side | None = None if lobe is None else "right" if "right" in lobe else "left"
+    if of_lobe is None or side in (of_lobe, "both"):
+        return side
+    return "both" if scattered else of_lobe
 
 
 def nearest_voxel(grid: Geometry, point_mm: np.ndarray) -> tuple[int, int, int]:
