@@ -200,6 +200,7 @@ G12 NONDETERMINISM note Equal inputs and seeds give equal outputs.
 + LLM_TOO_LONG refuse A response stays within its bound.
 + LLM_REPLY refuse A reply is one JSON object with a list of answers.
 + REPORT_TOO_LONG refuse A report fits into one question to a model.
++ SAMPLES_DAMAGED refuse A file of samples holds one scan a line, each scan once.
 + STORE_DAMAGED refuse A store of prepared scans holds what was written into it.
 + KEY_DUPLICATE refuse Every scan of a store has a key of its own.
 + WORKER_LOST refuse A worker lives until its scan is done.

@@ -42,12 +42,13 @@ class FeatureCache:
         return self.path(key).is_file()
 
     def put(self, key: str, scan_sha256: str, tensors: Mapping[str, np.ndarray]) -> None:
-        """Writes beside, flushes, renames. Floating point is kept in half precision.
+        """Writes beside, flushes, renames. Floating point is kept in half precision, millimetres (`*_mm`) in
+        single.
 
         Raises:
             OutputError: `OUTPUT_UNWRITABLE`.
         """
-        kept = {n: t.astype(np.float16) if t.dtype.kind == "f" else t for n, t in tensors.items()}
+        kept = {n: t.astype(_kept_as(n)) if t.dtype.kind == "f" else t for n, t in tensors.items()}
         save_weights(self.path(key), kept, {"key": key, "scan": scan_sha256, "numbers": _digest(kept)})
 
     def get(self, key: str, scan_sha256: str | None = None) -> dict[str, np.ndarray]:
@@ -96,6 +97,10 @@ def open_cache(root: str | Path, facts: Mapping[str, Any]) -> FeatureCache:
             "CACHE_STALE", "a cache is of its model", expected=told[:200], got=found[:200], path=path
         )
     return FeatureCache(folder, json.loads(told))
+
+
+def _kept_as(name: str) -> type[np.floating[Any]]:
+    return np.float32 if name.endswith("_mm") else np.float16
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

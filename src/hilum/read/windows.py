@@ -4,12 +4,13 @@
 `EncoderWindows` is as published: windows that do not overlap go through a window encoder one by one; what is
 ours are depths of 6 or 3 mm by thinner patches. `ReaderWindows` needs no window encoder: the organs and gated
 maps of a model that reads scans, and the scan itself in that model's windows of HU. In place of the CLS
-stands what is highest in the window: a small lesion fills little of a mean.
+stands what is highest in the window: a small lesion fills little of a mean. Maps are read by their log-odds:
+what tells a faint lesion from none is a probability of 0.001 beside one of 0.0001.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -31,6 +32,8 @@ from hilum.volume import CTVolume
 
 SIDE_MM = 96.0
 """Of a window, as published."""
+FLOOR = 1e-5
+"""Probability of a voxel that is told from nothing."""
 
 
 class ReadWindows(NamedTuple):
@@ -60,6 +63,9 @@ class WindowSource(Protocol):
 
     def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
         """One scan; `depth_mm`: thickness of a depth."""
+
+    def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
+        """One scan at several thicknesses."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,10 @@ class EncoderWindows:
         heights = _heights(centres, range(centres.shape[2]), volume.geometry)
         return ReadWindows(both.unflatten(0, grid), depths.unflatten(0, grid), *heights)
 
+    def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
+        """See `WindowSource`; another thickness is another pass."""
+        return [self.read(volume, depth_mm) for depth_mm in depths_mm]
+
     def _sizes(self, spacing_mm: float, depth_mm: float | None) -> tuple[int, ...]:
         """Voxels of a patch; along Z as thick as was asked for."""
         own, window = patch_sizes(self.model.config.patch, 3), self.model.field
@@ -138,27 +148,38 @@ class ReaderWindows:
 
     def facts(self) -> dict[str, Any]:
         """See `WindowSource`."""
-        return {"model": self.model.sha256, "side_mm": SIDE_MM, "statistics": "max, mean"}
+        told = {"model": self.model.sha256, "side_mm": SIDE_MM, "statistics": "max, mean"}
+        return told | {"maps": f"log-odds above {FLOOR:g}"}
 
-    @torch.inference_mode()
     def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
         """See `WindowSource`.
 
         Raises:
             UsageError: `CONFIG_VALUE` for depths that do not divide a window.
         """
+        return self.read_all(volume, [self.depth_mm if depth_mm is None else depth_mm])[0]
+
+    @torch.inference_mode()
+    def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
+        """See `WindowSource`; the scan is read once.
+
+        Raises:
+            UsageError: as of `read`.
+        """
         preset = self._preset
         side = round(SIDE_MM / preset.prep.spacing_mm)
-        thick = thickness(self.depth_mm if depth_mm is None else depth_mm, preset.prep.spacing_mm, side)
+        thicks = [thickness(mm, preset.prep.spacing_mm, side) for mm in depths_mm]
         out = self.model.run(volume)
         scan, _ = preset.prep.apply(volume)
         low, high = torch.tensor(preset.net.windows_hu).T[:, None, :, None, None, None] / 1000
         shown = in_windows(scan, low, high)[0]
-        voxels = torch.cat([torch.from_numpy(out.organs), torch.from_numpy(out.maps), shown])
-        both, depths, start = pooled(voxels, side, thick)
-        count = depths.shape[2] * depths.shape[3]
-        slices = [start + (k + 0.5) * thick - 0.5 for k in range(count)]
-        return ReadWindows(both[None], depths[None], *_heights(out.grid, slices, volume.geometry))
+        voxels = torch.cat([torch.from_numpy(out.organs), strength(torch.from_numpy(out.maps)), shown])
+        found = []
+        for thick in thicks:
+            both, depths, start = pooled(voxels, side, thick)
+            slices = [start + (k + 0.5) * thick - 0.5 for k in range(depths.shape[2] * depths.shape[3])]
+            found.append(ReadWindows(both[None], depths[None], *_heights(out.grid, slices, volume.geometry)))
+        return found
 
     @property
     def _preset(self) -> Preset:
@@ -168,6 +189,12 @@ class ReaderWindows:
                 "CONFIG_VALUE", "windows are read by a model on the chest's grid", got=preset.name
             )
         return preset
+
+
+def strength(maps: torch.Tensor) -> torch.Tensor:
+    """Log-odds of probabilities above those of `FLOOR`, as a share of them: 0 at or below it, 1 at 0.5."""
+    odds = torch.logit(maps.float().clamp(FLOOR, 1 - FLOOR))
+    return 1 - odds / float(torch.logit(torch.tensor(FLOOR)))
 
 
 def thickness(depth_mm: float, spacing_mm: float, window: int) -> int:
