@@ -10,8 +10,8 @@ from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.io.weights import preset_data
 from hilum.model.preset import Preset
+from hilum.read.reader_windows import ReaderWindows, pooled
 from hilum.read.scan_model import ScanModel
-from hilum.read.windows import ReaderWindows, pooled
 from hilum.volume import CTVolume, Provenance
 
 SIDE = 24

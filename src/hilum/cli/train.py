@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from hilum.train.chat_recipe import ChatRecipe
     from hilum.train.exact_recipe import DenseRecipe
+    from hilum.train.joint_recipe import JointRecipe
     from hilum.train.loop import Progress
     from hilum.train.recipe import Recipe
     from hilum.train.stage_recipe import StageRecipe
@@ -50,6 +51,8 @@ def train(
     first = os.environ.get("RANK", "0") == "0"
     if recipe.method == "exact-chat":  # type: ignore[attr-defined]
         _train_chat(recipe, folder, dry_run=dry_run, first=first)  # type: ignore[arg-type]
+    elif recipe.method == "radfinder":  # type: ignore[attr-defined]
+        _train_joint(recipe, folder, dry_run=dry_run, first=first)  # type: ignore[arg-type]
     elif isinstance(recipe, StageRecipe):
         _train_stage(recipe, folder, dry_run=dry_run, first=first)
     elif isinstance(recipe, DenseRecipe):
@@ -111,6 +114,29 @@ def _train_chat(recipe: ChatRecipe, folder: Path, *, dry_run: bool, first: bool)
         writer = run_chat(recipe, folder, report=show.report)
     if first:
         click.echo(str(writer))
+
+
+def _train_joint(recipe: JointRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:
+    from hilum.train.joint_run import joint_task, run_joint
+
+    show = _Bars(shown=first)
+    if dry_run:
+        with show.progress:
+            task = joint_task(recipe, track=show.track)
+        if first:
+            count = sum(p.numel() for p in task.student().parameters() if p.requires_grad)
+            click.echo(
+                f"{recipe.name}: {recipe.method}, {count:,} trained parameters, "
+                f"{len(task.scans.samples):,} scans, {len(task.scans.texts):,} texts, "
+                f"{task.steps} steps of {recipe.batch} -> {folder}",
+                err=True,
+            )
+            click.echo(recipe.model_dump_json(indent=2))
+        return
+    with show.progress:
+        encoder = run_joint(recipe, folder, track=show.track, report=show.report)
+    if first:
+        click.echo(str(encoder))
 
 
 def _train_dense(recipe: DenseRecipe, folder: Path, *, dry_run: bool, first: bool) -> None:

@@ -53,4 +53,3 @@ def placed(told: Narrative, language: Language) -> Iterator[PlacedText]:
 def _heights(told: Narrative) -> dict[int, float]:
     """Image number -> height of what lies there."""
     return {s.image: s.z_mm for s in told.sentences if s.image is not None and s.z_mm is not None}
-

@@ -86,10 +86,8 @@ def read_samples(path: Path) -> list[JointSample]:
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ReportError(
-            "SAMPLES_DAMAGED", "a line is a sample", got=f"line {len(samples) + 1}: {where} {first['msg']}", path=path
-        ) from None
+        got = f"line {len(samples) + 1}: {'.'.join(map(str, first['loc']))} {first['msg']}"
+        raise ReportError("SAMPLES_DAMAGED", "a line is a sample", got=got, path=path) from None
     twice = [key for key, count in Counter(sample.key for sample in samples).items() if count > 1]
     if twice:
         raise ReportError("SAMPLES_DAMAGED", "a scan has one line", got=twice[:5], path=path)

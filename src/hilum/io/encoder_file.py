@@ -47,6 +47,7 @@ class TextConfig(_Strict):
     Attributes:
         config: of the Hugging Face module. pooling: of its tokens. max_tokens: a text is cut there.
         prefix: stands before every text. lower: texts are lower-cased first, as in training.
+        encoder: name of the tower whose weights are not in the folder (`io.hub.FETCHED`); None: they are.
     """
 
     config: dict[str, Any]
@@ -54,6 +55,14 @@ class TextConfig(_Strict):
     max_tokens: int = Field(256, ge=2, le=32768)
     prefix: str = ""
     lower: bool = False
+    encoder: str | None = None
+
+
+class ReaderRef(_Strict):
+    """A model that reads scans, in the stead of a backbone: not in the folder, known by name and hash."""
+
+    name: str = Field(min_length=1)
+    sha256: str = Field(pattern="[0-9a-f]{64}")
 
 
 class JointConfig(_Strict):
@@ -83,14 +92,16 @@ class EncoderConfig(_Strict):
         patch: of a call that names none, voxels: one number, or one per axis of a volume. text: None without
             reports. embedding: numbers of the common space. field_vox: voxels per axis that a model of
             volumes saw at once, on the axes of `prep`; None takes what `prep` pads to. view_vox: voxels that
-            it was shown with; None: as many. joint: of a `3d-joint`.
+            it was shown with; None: as many. joint: of a `3d-joint`. reader: what reads its windows where no
+            backbone does; then there is no prep either. depth_mm: of the depths that it was trained on; None
+            takes the patch.
     """
 
     format: int = Field(FORMAT, ge=1)
     model_type: Literal["hilum-encoder"] = "hilum-encoder"
     kind: Kind
-    backbone: dict[str, Any]
-    prep: dict[str, Any]
+    backbone: dict[str, Any] = {}
+    prep: dict[str, Any] = {}
     prep_2d: dict[str, Any] | None = None
     patch: PatchVox | tuple[PatchVox, PatchVox, PatchVox] = 8
     text: TextConfig | None = None
@@ -98,6 +109,8 @@ class EncoderConfig(_Strict):
     field_vox: tuple[int, int, int] | None = None
     view_vox: tuple[int, int, int] | None = None
     joint: JointConfig | None = None
+    reader: ReaderRef | None = None
+    depth_mm: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _whole(self) -> EncoderConfig:
@@ -106,7 +119,11 @@ class EncoderConfig(_Strict):
             raise ValueError("text and embedding belong to kinds 3d-vlm and 3d-joint, which have both")
         if (self.joint is not None) != (self.kind == "3d-joint"):
             raise ValueError("joint belongs to kind 3d-joint, which has it")
-        if self.joint is not None and self.field_vox is None:
+        if self.reader is not None and self.joint is None:
+            raise ValueError("a reader reads the windows of a 3d-joint")
+        if (self.reader is None) != bool(self.backbone) or (self.reader is None) != bool(self.prep):
+            raise ValueError("an encoder has backbone and prep, or a reader")
+        if self.joint is not None and self.field_vox is None and self.reader is None:
             raise ValueError("field_vox of a 3d-joint is its window")
         for name in ("field_vox", "view_vox"):
             if min(getattr(self, name) or (1,)) < 1:

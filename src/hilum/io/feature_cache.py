@@ -86,7 +86,7 @@ def open_cache(root: str | Path, facts: Mapping[str, Any]) -> FeatureCache:
         WeightsError: `CACHE_STALE` for a folder whose facts were changed.
     """
     told = json.dumps(facts, sort_keys=True, allow_nan=False)
-    folder = Path(root) / f"features-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    folder = Path(root) / _name(told)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FACTS
     if not path.exists():
@@ -97,6 +97,29 @@ def open_cache(root: str | Path, facts: Mapping[str, Any]) -> FeatureCache:
             "CACHE_STALE", "a cache is of its model", expected=told[:200], got=found[:200], path=path
         )
     return FeatureCache(folder, json.loads(told))
+
+
+def cache_in(folder: str | Path) -> FeatureCache:
+    """A cache that is there, by its own folder.
+
+    Raises:
+        WeightsError: `CACHE_STALE` for a folder that is none, or was renamed.
+    """
+    path = Path(folder) / FACTS
+    try:
+        told = path.read_text(encoding="utf-8")
+        facts = json.loads(told)
+    except (OSError, ValueError) as error:
+        raise WeightsError("CACHE_STALE", "a cache says what it is of", got=error, path=path) from None
+    if Path(folder).resolve().name != _name(told) or not isinstance(facts, dict):
+        raise WeightsError(
+            "CACHE_STALE", "a cache is of its model", expected=_name(told), got=Path(folder).name, path=path
+        )
+    return FeatureCache(Path(folder), facts)
+
+
+def _name(facts: str) -> str:
+    return f"features-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
 
 
 def _kept_as(name: str) -> type[np.floating[Any]]:

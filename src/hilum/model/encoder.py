@@ -17,9 +17,8 @@ from torch.nn import functional as F
 
 from hilum.errors import UsageError, WeightsError
 from hilum.io.encoder_file import EncoderConfig, JointConfig, TextConfig
-from hilum.model.combiner import CombinerConfig, combiner_vit
 from hilum.model.preset import BackbonePreset, load_state
-from hilum.model.radfinder import RadFinder, RadFinderConfig
+from hilum.model.radfinder import JointNumbers, RadFinder
 from hilum.model.temperature import Temperature
 from hilum.model.vit import ViT, ViTOutput
 from hilum.tensors import DepthTokens, Embeddings, TowerRows
@@ -41,21 +40,25 @@ class Encoder(nn.Module):
     """What a folder of `io.encoder_file` holds, as modules; their names are those of the tensors.
 
     Args:
-        vision: the backbone. projection: CLS and mean patch -> embedding. temperature: of similarities.
+        vision: the backbone; none where a model that reads scans reads the windows. projection: CLS and mean
+            patch -> embedding. temperature: of similarities.
         text: `model.text_tower.TextTower`; with a projection it is as wide as an embedding.
         joint: combiner and heads (`model.radfinder`), in the stead of projection and temperature.
     """
 
+    vision: ViT
+
     def __init__(
         self,
-        vision: ViT,
+        vision: ViT | None,
         projection: nn.Linear | None = None,
         temperature: Temperature | None = None,
         text: nn.Module | None = None,
         joint: RadFinder | None = None,
     ) -> None:
         super().__init__()
-        self.vision = vision
+        if vision is not None:
+            self.vision = vision
         self.projection = projection
         self.temperature = temperature
         self.text = text
@@ -117,19 +120,24 @@ def without_text(what: str) -> UsageError:
     )
 
 
-def build_encoder(config: EncoderConfig) -> Encoder:
+def build_encoder(config: EncoderConfig, window_width: int | None = None) -> Encoder:
     """With fresh weights, from torch's own generator.
+
+    Args:
+        window_width: of what a reader says of windows; None takes the backbone's.
 
     Raises:
         WeightsError: `CONFIG_KEY`, `CONFIG_VALUE` for a backbone, text tower or embedding that makes no
             model.
     """
-    vision = ViT(BackbonePreset.from_dict(config.backbone).net)
+    vision = None if config.reader else ViT(BackbonePreset.from_dict(config.backbone).net)
     if config.text is None or config.embedding is None:
         return Encoder(vision)
     text = _text_tower(config.text)
     if config.joint is not None:
-        return Encoder(vision, text=text, joint=_joint(config.joint, vision, text, config.embedding))
+        width = window_width or (0 if vision is None else vision.config.width)
+        return Encoder(vision, text=text, joint=_joint(config.joint, width, text, config.embedding))
+    assert vision is not None, "checked when the config was read"
     if text.width != config.embedding:
         raise WeightsError(
             "CONFIG_VALUE",
@@ -167,12 +175,9 @@ def tensors_of(encoder: nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.detach().float().cpu().numpy().copy() for name, tensor in state.items()}
 
 
-def _joint(config: JointConfig, vision: ViT, text: nn.Module, size: int) -> RadFinder:
-    blocks = combiner_vit(config.width, config.depth, config.heads)
-    combiner = CombinerConfig(vision.config.width, blocks, config.frame)
-    return RadFinder(
-        RadFinderConfig(combiner, int(text.width), config.hidden, config.bottleneck, size)  # type: ignore[arg-type]
-    )
+def _joint(config: JointConfig, window_width: int, text: nn.Module, size: int) -> RadFinder:
+    numbers = JointNumbers(window_width, int(text.width), size=size, **config.model_dump())  # type: ignore[arg-type]
+    return RadFinder(numbers.config())
 
 
 def _text_tower(config: TextConfig) -> nn.Module:

@@ -18,6 +18,7 @@ from hilum.model.cam import CamNet
 from hilum.model.clip_global import ClipNet
 from hilum.model.exact_vit import ExactViT, ExactViTConfig
 from hilum.model.organ_clip import OrganClipNet
+from hilum.model.radfinder import JointNumbers, RadFinder
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
 from hilum.model.ymamba import YMamba, YMambaConfig
@@ -149,8 +150,33 @@ class ExactPreset:
         return pipeline(self.prep, convention=self.convention)
 
 
-AnyPreset = Preset | BackbonePreset | ExactPreset
-AnyKind = type[Preset] | type[BackbonePreset] | type[ExactPreset]
+@dataclass(frozen=True)
+class JointPreset:
+    """What puts scans, read window by window, into one space with texts.
+
+    Args:
+        network: ``radfinder``. net: its numbers.
+    """
+
+    name: str
+    network: str
+    net: JointNumbers
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> JointPreset:
+        """Checked against the fields that exist.
+
+        Raises:
+            WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a network of another
+                kind.
+        """
+        _known_network(data.get("network"), cls)
+        _same_keys(data, {f.name for f in fields(cls)}, "preset")
+        return cls(data["name"], data["network"], JointNumbers(**_numbers(data["net"], JointNumbers)))
+
+
+AnyPreset = Preset | BackbonePreset | ExactPreset | JointPreset
+AnyKind = type[Preset] | type[BackbonePreset] | type[ExactPreset] | type[JointPreset]
 
 NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
     {
@@ -161,6 +187,7 @@ NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
         "vit": BackbonePreset,
         "ymamba": ExactPreset,
         "exact-vit": ExactPreset,
+        "radfinder": JointPreset,
     }
 )
 """Every network that a preset can name, and how it is described."""
@@ -196,7 +223,7 @@ def _exact_net(network: str, data: Mapping[str, Any]) -> YMambaConfig | ExactViT
     return ExactViTConfig.read(numbers)
 
 
-NetKind = type[YNetConfig] | type[ViTConfig] | type[YMambaConfig] | type[ExactViTConfig]
+NetKind = type[YNetConfig] | type[ViTConfig] | type[YMambaConfig] | type[ExactViTConfig] | type[JointNumbers]
 
 
 def _numbers(data: Mapping[str, Any], kind: NetKind) -> dict[str, Any]:
@@ -232,8 +259,10 @@ def build_exact(preset: ExactPreset) -> YMamba | ExactViT:
     return YMamba(net) if isinstance(net, YMambaConfig) else ExactViT(net)
 
 
-def build(preset: AnyPreset) -> YNet | CamNet | ClipNet | ViT | YMamba | ExactViT:
+def build(preset: AnyPreset) -> YNet | CamNet | ClipNet | ViT | YMamba | ExactViT | RadFinder:
     """Whichever the preset describes."""
+    if isinstance(preset, JointPreset):
+        return RadFinder(preset.net.config())
     if isinstance(preset, ExactPreset):
         return build_exact(preset)
     return build_network(preset) if isinstance(preset, Preset) else build_backbone(preset)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hilum.model.combiner import Combiner, CombinerConfig
+from hilum.model.combiner import Combiner, CombinerConfig, Frame, combiner_vit
 from hilum.model.joint_head import JointHead
 from hilum.model.temperature import SigmoidScale
 from hilum.tensors import (
@@ -42,6 +42,32 @@ class RadFinderConfig:
     hidden: int = 2048
     bottleneck: int = 256
     size: int = 512
+
+
+@dataclass(frozen=True)
+class JointNumbers:
+    """The same as a preset tells it: flat.
+
+    Args:
+        window_width: features of a window's CLS. text_width: of the text tower. width, depth, heads: of the
+            combiner. frame: where depths lie. hidden, bottleneck, size: of the heads.
+    """
+
+    window_width: int = 1080
+    text_width: int = 1024
+    width: int = 1080
+    depth: int = 4
+    heads: int = 12
+    frame: Frame = "published"
+    hidden: int = 2048
+    bottleneck: int = 256
+    size: int = 512
+
+    def config(self) -> RadFinderConfig:
+        """As the network takes it."""
+        blocks = combiner_vit(self.width, self.depth, self.heads)
+        combiner = CombinerConfig(self.window_width, blocks, self.frame)
+        return RadFinderConfig(combiner, self.text_width, self.hidden, self.bottleneck, self.size)
 
 
 class ScanEmbeddings(NamedTuple):

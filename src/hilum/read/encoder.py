@@ -15,14 +15,24 @@ import numpy as np
 import torch
 
 from hilum.cohort.prep_presets import Pipeline
-from hilum.errors import UsageError
-from hilum.io.encoder_file import CONFIG, EncoderConfig, EncoderFile, is_encoder, load_encoder, save_encoder
+from hilum.errors import UsageError, WeightsError
+from hilum.io.encoder_file import (
+    CONFIG,
+    EncoderConfig,
+    EncoderFile,
+    ReaderRef,
+    is_encoder,
+    load_encoder,
+    save_encoder,
+)
 from hilum.model.encoder import Encoder, build_encoder, load_tensors, tensors_of, without_text
 from hilum.model.patch import patch_sizes
 from hilum.read.encoder_run import Precision, Progress, Runner
 from hilum.read.encoder_windows import OVERLAP, cover, covered, field_of, middle, uncropped
 from hilum.read.features import SliceFeatures, VolumeFeatures
 from hilum.read.maps import finite
+from hilum.read.reader_windows import reader_width
+from hilum.read.scan_model import ScanModel
 from hilum.types import EmbeddingRows, Probabilities, ScanEmbeddings, Similarities
 from hilum.volume import CTVolume
 
@@ -38,7 +48,11 @@ class LoadedEncoder:
     Attributes:
         config, card: of its folder. encoder: the modules, in evaluation mode. prep: of volumes. field:
             voxels of it that the model sees at once, 0 for all. runner: what runs the modules.
+        reader: what reads windows in the stead of a backbone; then there is neither prep nor field.
     """
+
+    prep: Pipeline
+    field: tuple[int, ...]
 
     def __init__(self, file: EncoderFile, device: str = "cpu", precision: Precision = "fp32") -> None:
         if precision not in ("fp32", "bf16"):
@@ -47,12 +61,14 @@ class LoadedEncoder:
         self.card: dict[str, Any] = dict(file.card)
         self._tokenizer = file.tokenizer
         self._types = {name: tensor.dtype for name, tensor in file.tensors.items()}
-        self.prep = Pipeline.from_facts(self.config.prep)
+        self.reader = None if self.config.reader is None else _reader(self.config.reader)
+        if self.reader is None:
+            self.prep = Pipeline.from_facts(self.config.prep)
+            self.field = field_of(self.prep, self.config.field_vox)
         self._prep_2d = self._slices_prep()
         self._tokens = None if file.tokenizer is None else _tokens(file.tokenizer)
-        self.field = field_of(self.prep, self.config.field_vox)
         on = _device(device)
-        self.encoder = _built(file).eval().to(on)
+        self.encoder = _built(file, self.reader).eval().to(on)
         self.runner = Runner(self.encoder, on, precision)
 
     def __repr__(self) -> str:
@@ -231,7 +247,8 @@ class LoadedEncoder:
         Raises:
             OutputError: `OUTPUT_EXISTS`, `OUTPUT_UNWRITABLE`.
         """
-        tensors = {name: array.astype(self._types[name]) for name, array in tensors_of(self.encoder).items()}
+        whole = tensors_of(self.encoder)
+        tensors = {name: whole[name].astype(kind) for name, kind in self._types.items()}
         file = EncoderFile(self.config, tensors, self._tokenizer, self.card)
         return save_encoder(Path(folder), file, overwrite=overwrite)
 
@@ -246,6 +263,12 @@ class LoadedEncoder:
         return self.prep if self.config.kind == "2d" else None
 
     def _require_volumes(self) -> None:
+        if self.reader is not None:
+            raise UsageError(
+                "MODEL_INPUT", "features of patches need a backbone", expected="an encoder with one",
+                got="a model whose windows are read by " + self.reader.name,
+                hint="Use hilum locate, hilum index and hilum search.",
+            )  # fmt: skip
         if self.config.kind == "2d":
             raise UsageError(
                 "MODEL_INPUT",
@@ -302,12 +325,35 @@ def _require_encoder(folder: Path) -> None:
         )
 
 
-def _built(file: EncoderFile) -> Encoder:
+def _built(file: EncoderFile, reader: ScanModel | None) -> Encoder:
+    text, width = file.config.text, None if reader is None else reader_width(reader)
+    tensors = {name: torch.from_numpy(array) for name, array in file.tensors.items()}
     # fresh weights are drawn and then replaced: the caller's random numbers stay where they were
     with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(file.config)
-    load_tensors(encoder, {name: torch.from_numpy(array) for name, array in file.tensors.items()})
+        encoder = build_encoder(file.config, width)
+        if text is not None and text.encoder is not None:
+            tensors |= _named_tower(text.encoder, text.pooling)
+    load_tensors(encoder, tensors)
     return encoder
+
+
+def _named_tower(name: str, pooling: str) -> dict[str, torch.Tensor]:
+    """Weights of a text tower that the folder only names."""
+    from hilum.train.text_source import load_text_tower  # the language models' library is heavy
+
+    tower, _, _ = load_text_tower(name, pooling)
+    return {f"text.{key}": value for key, value in tower.state_dict().items()}
+
+
+def _reader(wanted: ReaderRef) -> ScanModel:
+    """The model that reads windows, the same bytes as in training."""
+    found = ScanModel.load(wanted.name)
+    if found.sha256 != wanted.sha256:
+        raise WeightsError(
+            "CACHE_STALE", "windows are read by the model of the training", expected=wanted.sha256,
+            got=found.sha256, hint=f"Train again on features of this {wanted.name}.",
+        )  # fmt: skip
+    return found
 
 
 def _device(name: str) -> torch.device:

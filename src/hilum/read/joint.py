@@ -19,7 +19,8 @@ from hilum.objective.depth import TAU
 from hilum.read.encoder import LoadedEncoder, Scan, opened
 from hilum.read.encoder_run import Progress
 from hilum.read.maps import finite
-from hilum.read.windows import EncoderWindows
+from hilum.read.reader_windows import ReadWindows
+from hilum.read.windows import windows_of
 from hilum.types import EmbeddingRows, EmbeddingVector
 
 DepthCentres = Float32[np.ndarray, "D"]
@@ -68,21 +69,35 @@ def put_in_space(
     """All of a scan, in windows that do not overlap.
 
     Args:
-        model: of kind 3d-joint. scan: a volume or its path. depth_mm: thickness of a depth; None takes the
-            config's patch. batch: windows at once. progress: called after each batch.
+        model: of kind 3d-joint. scan: a volume or its path. depth_mm: thickness of a depth; None takes that
+            of the training. batch: windows at once. progress: called after each batch.
 
     Raises:
         InputRefused: the input cannot be trusted. UsageError: `MODEL_INPUT` for a model of another kind,
             `CONFIG_VALUE` for depths that do not divide a window, or a batch of none.
         RunError: `OUTPUT_NONFINITE`.
     """
+    if model.encoder.joint is None:
+        raise not_joint(model)
+    thick = model.config.depth_mm if depth_mm is None else depth_mm
+    return in_space(model, windows_of(model, batch, progress).read(opened(scan), thick))
+
+
+@torch.inference_mode()
+def in_space(model: LoadedEncoder, read: ReadWindows) -> ScanInSpace:
+    """A scan whose windows are read already, kept ones for instance.
+
+    Raises:
+        UsageError: `MODEL_INPUT` for a model of another kind. RunError: `OUTPUT_NONFINITE`.
+    """
     joint = model.encoder.joint
     if joint is None:
         raise not_joint(model)
-    read = EncoderWindows(model, batch, progress).read(opened(scan), depth_mm)
-    present = torch.ones(read.both.shape[:4], dtype=torch.bool, device=read.both.device)
-    scans = joint.scans(read.both, present)
-    rows, _ = joint.depths(read.depths, present)
+    device = model.runner.device
+    both, depths = read.both.to(device), read.depths.to(device)
+    present = torch.ones(both.shape[:4], dtype=torch.bool, device=device)
+    scans = joint.scans(both, present)
+    rows, _ = joint.depths(depths, present)
     return ScanInSpace(
         finite(scans.report[0].cpu().numpy(), "the embedding of the scan"),
         finite(scans.disease[0].cpu().numpy(), "the embedding of the scan"),

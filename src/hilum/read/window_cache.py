@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hilum.errors import UsageError
 from hilum.io.feature_cache import FeatureCache, open_cache
 from hilum.read.encoder import load
+from hilum.read.reader_windows import ReaderWindows, ReadWindows, WindowSource
 from hilum.read.scan_model import ScanModel
-from hilum.read.windows import EncoderWindows, ReaderWindows, ReadWindows, WindowSource
+from hilum.read.windows import EncoderWindows
 from hilum.volume import CTVolume
 
 READER = "reader:"
@@ -74,6 +76,12 @@ def window_cache(
     source = window_source(name)
     facts = {"source": name, "width": source.width, **source.facts(), **(more or {})}
     return WindowCache(source, {mm: open_cache(root, facts | {"depth_mm": mm}) for mm in depths_mm})
+
+
+def windows_in(arrays: Mapping[str, np.ndarray]) -> ReadWindows:
+    """The inverse of `arrays_of`."""
+    both, depths = (torch.from_numpy(arrays[name]).float()[None] for name in ("both", "depths"))
+    return ReadWindows(both, depths, arrays["depth_mm"], arrays["there"].astype(bool))
 
 
 def arrays_of(windows: ReadWindows) -> dict[str, np.ndarray]:

@@ -1,71 +1,21 @@
-"""A scan as windows and depths, by any model: what a combiner reads (RadFinder §1.2), of every window
-[CLS; mean of its patches] and of every depth of it the mean over the plane.
-
-`EncoderWindows` is as published: windows that do not overlap go through a window encoder one by one; what is
-ours are depths of 6 or 3 mm by thinner patches. `ReaderWindows` needs no window encoder: the organs and gated
-maps of a model that reads scans, and the scan itself in that model's windows of HU. In place of the CLS
-stands what is highest in the window: a small lesion fills little of a mean. Maps are read by their log-odds:
-what tells a faint lesion from none is a probability of 0.001 beside one of 0.0001.
-"""
+"""Windows of a scan by a window encoder, as published: they do not overlap and go through it one by one
+(RadFinder §1.2). What is ours are depths of 6 or 3 mm by thinner patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from torch.nn import functional as F
 
 from hilum.errors import UsageError
-from hilum.geometry import Geometry
-from hilum.model.outline import windows as in_windows
 from hilum.model.patch import patch_sizes
-from hilum.model.preset import Preset
 from hilum.read.encoder import LoadedEncoder
 from hilum.read.encoder_run import Progress, in_batches
 from hilum.read.encoder_windows import cover, padding, uncropped
-from hilum.read.scan_model import ScanModel
-from hilum.tensors import VoxelFeatures, WindowDepths, WindowFeatures
+from hilum.read.reader_windows import ReaderWindows, ReadWindows, WindowSource, heights, thickness
 from hilum.volume import CTVolume
-
-SIDE_MM = 96.0
-"""Of a window, as published."""
-FLOOR = 1e-5
-"""Probability of a voxel that is told from nothing."""
-
-
-class ReadWindows(NamedTuple):
-    """One scan, read.
-
-    Args:
-        both: of every window [CLS; mean] (1, U, V, W, 2 E). depths: of every depth of it (1, U, V, W, P, E).
-        depth_mm: where depths lie, mm RAS+ along Z, from below upwards (W · P,).
-        there: which of them lie in the scan.
-    """
-
-    both: WindowFeatures
-    depths: WindowDepths
-    depth_mm: np.ndarray
-    there: np.ndarray
-
-
-class WindowSource(Protocol):
-    """What reads windows."""
-
-    @property
-    def width(self) -> int:
-        """Numbers of a depth: E."""
-
-    def facts(self) -> dict[str, Any]:
-        """What its readings depend on, JSON: for a cache of them."""
-
-    def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
-        """One scan; `depth_mm`: thickness of a depth."""
-
-    def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
-        """One scan at several thicknesses."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +64,8 @@ class EncoderWindows:
         both, depths = (torch.cat(part) for part in zip(*parts, strict=True))
         grid = (1, *(len(axis) for axis in windows.starts))
         centres = windows.geometry(trace.grid)
-        heights = _heights(centres, range(centres.shape[2]), volume.geometry)
-        return ReadWindows(both.unflatten(0, grid), depths.unflatten(0, grid), *heights)
+        where = heights(centres, range(centres.shape[2]), volume.geometry)
+        return ReadWindows(both.unflatten(0, grid), depths.unflatten(0, grid), *where)
 
     def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
         """See `WindowSource`; another thickness is another pass."""
@@ -129,120 +79,9 @@ class EncoderWindows:
         return own if depth_mm is None else (*own[:2], thickness(depth_mm, spacing_mm, window[2]))
 
 
-@dataclass(frozen=True)
-class ReaderWindows:
-    """Windows by a model that reads scans.
-
-    Args:
-        model: of the kind that ships. depth_mm: of a depth, unless another is asked for.
-    """
-
-    model: ScanModel
-    depth_mm: float = 12.0
-
-    @property
-    def width(self) -> int:
-        """Two statistics of every channel."""
-        preset = self._preset
-        return 2 * (preset.net.organs + preset.net.findings + len(preset.net.windows_hu))
-
-    def facts(self) -> dict[str, Any]:
-        """See `WindowSource`."""
-        told = {"model": self.model.sha256, "side_mm": SIDE_MM, "statistics": "max, mean"}
-        return told | {"maps": f"log-odds above {FLOOR:g}"}
-
-    def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
-        """See `WindowSource`.
-
-        Raises:
-            UsageError: `CONFIG_VALUE` for depths that do not divide a window.
-        """
-        return self.read_all(volume, [self.depth_mm if depth_mm is None else depth_mm])[0]
-
-    @torch.inference_mode()
-    def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
-        """See `WindowSource`; the scan is read once.
-
-        Raises:
-            UsageError: as of `read`.
-        """
-        preset = self._preset
-        side = round(SIDE_MM / preset.prep.spacing_mm)
-        thicks = [thickness(mm, preset.prep.spacing_mm, side) for mm in depths_mm]
-        out = self.model.run(volume)
-        scan, _ = preset.prep.apply(volume)
-        low, high = torch.tensor(preset.net.windows_hu).T[:, None, :, None, None, None] / 1000
-        shown = in_windows(scan, low, high)[0]
-        voxels = torch.cat([torch.from_numpy(out.organs), strength(torch.from_numpy(out.maps)), shown])
-        found = []
-        for thick in thicks:
-            both, depths, start = pooled(voxels, side, thick)
-            slices = [start + (k + 0.5) * thick - 0.5 for k in range(depths.shape[2] * depths.shape[3])]
-            found.append(ReadWindows(both[None], depths[None], *_heights(out.grid, slices, volume.geometry)))
-        return found
-
-    @property
-    def _preset(self) -> Preset:
-        preset = self.model.preset
-        if not isinstance(preset, Preset):
-            raise UsageError(
-                "CONFIG_VALUE", "windows are read by a model on the chest's grid", got=preset.name
-            )
-        return preset
-
-
-def strength(maps: torch.Tensor) -> torch.Tensor:
-    """Log-odds of probabilities above those of `FLOOR`, as a share of them: 0 at or below it, 1 at 0.5."""
-    odds = torch.logit(maps.float().clamp(FLOOR, 1 - FLOOR))
-    return 1 - odds / float(torch.logit(torch.tensor(FLOOR)))
-
-
-def thickness(depth_mm: float, spacing_mm: float, window: int) -> int:
-    """Voxels of a depth.
-
-    Raises:
-        UsageError: `CONFIG_VALUE` for a depth that does not divide a window.
-    """
-    thick = round(depth_mm / spacing_mm)
-    if thick < 1 or window % thick or abs(thick * spacing_mm - depth_mm) > 1e-3:
-        raise UsageError(
-            "CONFIG_VALUE",
-            "depths divide a window evenly",
-            expected=f"{spacing_mm:g} mm times a divisor of {window}",
-            got=f"{depth_mm:g} mm",
-        )
-    return thick
-
-
-def pooled(voxels: VoxelFeatures, side: int, thick: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Channels of voxels (C, X, Y, Z) -> windows (U, V, W, 4 C), their depths (U, V, W, P, 2 C), and the
-    first voxel along Z; negative where padding begins below the scan.
-
-    A depth is [highest; mean] of its slab; a window [highest of both; mean of both] over its depths.
-    """
-    padded, starts = [], []
-    for n in voxels.shape[1:]:
-        missing = -n % side
-        starts.append(-(missing // 2))
-        padded.append((missing // 2, missing - missing // 2))
-    # beyond the scan is air: no organ, no finding, the lowest of every window of HU
-    pads = [p for pair in reversed(padded) for p in pair]
-    low = torch.where(voxels.flatten(1).amin(1) < 0, -1.0, 0.0)[:, None, None, None]
-    full = F.pad(voxels - low, pads) + low
-    blocks = full.unflatten(3, (-1, side // thick, thick)).unflatten(2, (-1, side)).unflatten(1, (-1, side))
-    slabs = blocks.permute(1, 3, 5, 6, 0, 2, 4, 7).flatten(5)
-    depths = torch.cat([slabs.amax(5), slabs.mean(5)], dim=4)
-    windows = torch.cat([depths.amax(3), depths.mean(3)], dim=3)
-    return windows, depths, starts[2]
-
-
-def _heights(grid: Geometry, slices: Iterable[float], scanned: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Of the middles of slices of a grid, and which lie in the scan (the nearest one if none does): what is
-    padding alone is no depth of it."""
-    middle = [(n - 1) / 2 for n in grid.shape[:2]]
-    depth_mm = grid.to_mm(np.array([(*middle, k) for k in slices]))[:, 2]
-    corners = scanned.corners_mm()[:, 2]
-    there = (depth_mm >= corners.min()) & (depth_mm <= corners.max())
-    if not there.any():
-        there[np.abs(depth_mm - corners.mean()).argmin()] = True
-    return depth_mm.astype(np.float32), there
+def windows_of(model: LoadedEncoder, batch: int = 4, progress: Progress | None = None) -> WindowSource:
+    """What reads the windows of a joint model: its backbone, or the model that it names."""
+    if model.reader is None:
+        return EncoderWindows(model, batch, progress)
+    own = model.config.depth_mm
+    return ReaderWindows(model.reader) if own is None else ReaderWindows(model.reader, own)

@@ -173,6 +173,10 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> RunRecipe:
 
 def kind_of(method: str) -> type[RunRecipe]:
     """Which recipe a method has."""
+    if method == "radfinder":
+        from hilum.train.joint_recipe import JointRecipe
+
+        return JointRecipe
     if method == "exact-chat":
         from hilum.train.chat_recipe import ChatRecipe
 

@@ -134,8 +134,10 @@ def beside_recipe(data: dict[str, Any], folder: Path) -> None:
     """Paths of a recipe are relative to its file; whatever is no text is left for the recipe to refuse."""
     distil = data.get("distil")
     teachers = _tables(distil.get("teachers")) if isinstance(distil, dict) else []
-    owners: list[tuple[dict[str, Any], tuple[str, ...]]] = [(data, ("start", "gram_teacher"))]
+    owners: list[tuple[dict[str, Any], tuple[str, ...]]] = [(data, ("start", "gram_teacher", "questions"))]
     owners += [(part, ("cohort",)) for part in _tables(data.get("data"))]
+    if data.get("method") == "radfinder":
+        owners += [(data, ("features",))]
     if data.get("method") == "exact-chat":
         owners += [(data, ("language_model",))]
         owners += [(part, ("features", "reports", "predictions")) for part in _tables([data.get("data")])]

@@ -8,7 +8,7 @@ prompts by the same means and deviations.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ MAX_TOKENS = 384
 CHUNK = 32
 
 Of = Literal["report", "places"]
+Track = Callable[[Iterable[int], int, str], Iterable[int]]
+"""Counts chunks of texts as they come: items, how many, what."""
 STYLE = "ct-clip"
 """Prompts (`text.prompts.PROMPTS`), for places too."""
 
@@ -53,6 +55,11 @@ class TextBank:
         """The same with its tensors there."""
         moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if torch.is_tensor(v)}
         return replace(self, **moved)
+
+
+def untracked(items: Iterable[int], total: int, what: str) -> Iterable[int]:
+    """Tells nobody."""
+    return items
 
 
 def bank_of(reports: Mapping[str, Sequence[Said]], of: Of, cache: Path | None = None) -> TextBank:
@@ -88,24 +95,38 @@ def bank_of(reports: Mapping[str, Sequence[Said]], of: Of, cache: Path | None = 
 
 def embedded(texts: Sequence[str], cache: Path | None = None) -> np.ndarray:
     """One row of length 1 per text, float32, from `cache` or from the encoder."""
-    digest = hashlib.sha256("\n".join([ENCODER, str(MAX_TOKENS), *texts]).encode()).hexdigest()
+    rows = tower_rows(ENCODER, MAX_TOKENS, texts, cache)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def tower_rows(
+    name: str, max_tokens: int, texts: Sequence[str], cache: Path | None = None, track: Track = untracked
+) -> np.ndarray:
+    """What a frozen tower says of texts, one row each, float32, as long as they come.
+
+    Args:
+        name: of the tower (`text_source.load_text_tower`). cache: folder of embeddings, `hilum/texts` in the
+            user's cache by default. track: of chunks of texts.
+    """
+    digest = hashlib.sha256("\n".join([name, str(max_tokens), "raw", *texts]).encode()).hexdigest()
     path = (cache or cache_folder() / "texts") / f"{digest[:24]}.safetensors"
     if path.is_file():
         return load_weights(path)[0]["vectors"]
-    vectors = _encoded(texts)
+    vectors = _encoded(name, max_tokens, texts, track)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(path, {"vectors": vectors}, {"encoder": ENCODER, "texts": digest})
+    save_weights(path, {"vectors": vectors}, {"encoder": name, "texts": digest})
     return vectors
 
 
 @torch.inference_mode()
-def _encoded(texts: Sequence[str]) -> np.ndarray:
-    tower, tokens, _ = load_text_tower(ENCODER)
+def _encoded(name: str, max_tokens: int, texts: Sequence[str], track: Track) -> np.ndarray:
+    tower, tokens, _ = load_text_tower(name)
     # texts of one length together: nothing is spent on padding
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     vectors = np.zeros((len(texts), tower.width), dtype=np.float32)
-    for first in range(0, len(order), CHUNK):
+    firsts = range(0, len(order), CHUNK)
+    for first in track(firsts, len(firsts), "texts"):
         chunk = order[first : first + CHUNK]
-        ids, mask = (torch.from_numpy(a) for a in tokens([texts[i] for i in chunk], MAX_TOKENS))
-        vectors[chunk] = torch.nn.functional.normalize(tower(ids, mask), dim=1).numpy()
+        ids, mask = (torch.from_numpy(a) for a in tokens([texts[i] for i in chunk], max_tokens))
+        vectors[chunk] = tower(ids, mask).numpy()
     return vectors
