@@ -8,7 +8,7 @@ SYNTHETIC phantoms with narrated reports in English and German. Windows are read
 steps (recipes/radfinder-nano.toml):
 
 full        reports, prompts and placed sentences, depths of 12 mm
-fine        the same with depths of 4 mm
+fine-read   the same weights, read at depths of 4 mm
 no-snippets without the loss of placed sentences
 no-prompts  without the loss of prompts
 clip        reports alone
@@ -23,19 +23,30 @@ Writes benchmarks/results/radfinder_compare.json and .md (with --smoke into the 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import os
+import platform
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from hilum.cli.common import counted_bars
+from hilum.cli.exam_frozen import progress_bars
 from hilum.cohort.joint_phantoms import phantom_sample
 from hilum.cohort.joint_samples import SAMPLES, JointSample, write_samples
 from hilum.cohort.phantom_set import phantom_volume
+from hilum.exam.bootstrap import interval, listed
+from hilum.exam.joint_suite import Examined, JointExam, examine_joint
+from hilum.exam.joint_table import as_markdown
 from hilum.io.atomic import atomic_write
 from hilum.io.fetch import cache_folder
 from hilum.phantom.draw import draw_plan
 from hilum.phantom.make import make_phantom
+from hilum.read.encoder import load
 from hilum.read.window_cache import WindowCache, window_cache
 
 SOURCE = "reader:phantom-small"
@@ -43,6 +54,38 @@ SEEDS = {"train": 20_000_000, "val": 21_000_000, "test": 22_000_000}
 """Of the first phantom of each split; phantom-small was trained on seeds from 1,000,000 and 5,000,000."""
 DEPTHS_MM = (12.0, 4.0)
 SPACING_MM, WORK_MM = (1.6, 1.6, 2.5), 2.5
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE, RESULTS = ROOT / "recipes" / "radfinder-nano.toml", ROOT / "benchmarks" / "results"
+
+
+Drawn = tuple[float, np.ndarray]
+"""A value, and the same in every draw of patients."""
+
+
+class Arm(NamedTuple):
+    """One model of the comparison.
+
+    Args:
+        changes: of the recipe. depth_mm: of its windows. of: arm whose weights it has; None: its own.
+    """
+
+    changes: tuple[str, ...] = ()
+    depth_mm: float = 12.0
+    of: str | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has weights of its own."""
+        return self.of is None
+
+
+ARMS = {
+    "full": Arm(),
+    "clip": Arm(("losses.snippets=0.0", "losses.prompts=0.0")),
+    "no-snippets": Arm(("losses.snippets=0.0",)),
+    "no-prompts": Arm(("losses.prompts=0.0",)),
+    "fine-read": Arm((), 4.0, "full"),
+}
 
 
 @cache
@@ -87,17 +130,127 @@ def make_all(root: Path, counts: dict[str, int], workers: int) -> list[Path]:
     return folders
 
 
+def train_arm(job: tuple[str, Path, Path, int, Path]) -> Path:
+    """One arm; goes on where it stopped."""
+    import torch
+
+    from hilum.train.joint_recipe import JointRecipe
+    from hilum.train.joint_run import run_joint
+    from hilum.train.recipe import load_recipe
+
+    name, features, out, steps, _ = job
+    torch.set_num_threads(1)
+    changes = [f'name="{name}"', f'features="{features}"', *ARMS[name].changes]
+    if steps:
+        changes += [f"steps={steps}", f"rates.lr.steps={steps}", f"rates.lr.rise={min(40, steps // 4)}"]
+    recipe = load_recipe(RECIPE, tuple(changes))
+    assert isinstance(recipe, JointRecipe)
+    run_joint(recipe, out / name)
+    return out / name / "encoder"
+
+
+def train_all(arms: list[str], folders: dict[float, Path], given: argparse.Namespace) -> dict[str, Path]:
+    """Encoders of all arms, as many at a time as `--jobs` says, each on one thread."""
+    own = [arm for arm in arms if ARMS[arm].trained]
+    jobs = [
+        (arm, folders[ARMS[arm].depth_mm].resolve(), given.runs.resolve(), given.steps, given.cache)
+        for arm in own
+    ]
+    with (
+        counted_bars() as bars,
+        ProcessPoolExecutor(given.jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
+        row = bars.add_task("arms", total=len(jobs))
+        found = {}
+        for arm, encoder in zip(own, pool.map(train_arm, jobs), strict=True):
+            found[arm] = encoder
+            bars.advance(row)
+    return found
+
+
+def examined(arms: list[str], encoders: dict[str, Path], folders: dict[float, Path]) -> JointExam:
+    """All arms on the test phantoms."""
+    told = []
+    for arm in arms:
+        model = load(encoders[ARMS[arm].of or arm])
+        told.append(Examined(arm, model, folders[ARMS[arm].depth_mm]))
+    with progress_bars() as steps:
+        return examine_joint(told, steps=steps)
+
+
+def claims(found: JointExam) -> list[dict[str, Any]]:
+    """What the comparison is about: ratios and differences on the same draws."""
+    figures = found.figures
+
+    def value(name: str, measure: str) -> Drawn:
+        row, drawn = figures[name][measure]
+        return row.value, drawn
+
+    others = [n for n in ("no-snippets", "clip", "middle", "text alone", "random") if n in figures]
+    best = min(others, key=lambda n: figures[n]["MAE mm"][0].value)
+    recall = "text-scan en all R@10"
+    zero = "zero-shot mean7 AUROC"
+    told: list[dict[str, Any]] = []
+
+    def say(
+        what: str, ours: tuple[float, np.ndarray], theirs: tuple[float, np.ndarray], how: str, goal: str
+    ) -> None:
+        pair = (ours[0] / theirs[0], ours[1] / theirs[1]) if how == "ratio" else (
+            ours[0] - theirs[0], ours[1] - theirs[1]
+        )  # fmt: skip
+        told.append({"claim": what, how: listed(interval(*pair)), "goal": goal})
+
+    mae = value("full", "MAE mm")
+    say(f"MAE of full over that of {best}, the best without placed sentences", mae, value(best, "MAE mm"),
+        "ratio", "<= 0.54")  # fmt: skip
+    told.append({"claim": "MAE of full, mm", "value": listed(figures["full"]["MAE mm"][0]), "goal": "<= 15"})
+    if "clip" in figures:
+        say(f"{recall} of full over that of reports alone", value("full", recall), value("clip", recall),
+            "ratio", ">= 1.42, or at its ceiling")  # fmt: skip
+        say(f"{zero} of full less that of reports alone", value("full", zero), value("clip", zero),
+            "difference", "not below 0")  # fmt: skip
+    for fine in ("fine", "fine-read"):
+        if fine in figures:
+            say(f"MAE of {fine} less that of full", value(fine, "MAE mm"), mae, "difference", "below 0")
+    return told
+
+
 def main() -> None:
     """Everything."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for split, count in (("train", 420), ("val", 60), ("test", 160)):
+    for split, count in (("train", 500), ("val", 40), ("test", 160)):
         parser.add_argument(f"--{split}", type=int, default=count)
+    parser.add_argument("--steps", type=int, default=0, help="of every arm; 0: as the recipe")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--runs", type=Path, default=Path("runs") / "radfinder_compare")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "radfinder_compare")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a few phantoms and steps; results beside the runs"
+    )
     given = parser.parse_args()
     counts = {split: getattr(given, split) for split in SEEDS}
-    make_all(given.cache, counts, given.workers)
+    if given.smoke:
+        counts, given.steps = {"train": 24, "val": 6, "test": 12}, given.steps or 8
+    folders = dict(zip(DEPTHS_MM, make_all(given.cache, counts, given.workers), strict=True))
+    encoders = train_all(given.arms, folders, given)
+    found = examined(given.arms, encoders, folders)
+    facts = {
+        "synthetic": True, "recipe": RECIPE.name, "steps": given.steps or "recipe", "counts": counts,
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread per arm",
+        "claims": claims(found), **found.as_dict(),
+    }  # fmt: skip
+    out = given.runs if given.smoke else RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+    table = "\n".join([f"- {told}" for told in map(json.dumps, facts["claims"])])
+    head = "# RadFinder in small: the whole against its parts (SYNTHETIC phantoms)\n\n"
+    for name, text in (
+        ("radfinder_compare.json", json.dumps(facts, indent=1) + "\n"),
+        ("radfinder_compare.md", head + as_markdown(found) + "\n" + table + "\n"),
+    ):
+        with atomic_write(out / name) as file:
+            file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ PARAMETERS = {
     "phantom-small-cam": 3_740_922,
     "phantom-small-clip": 3_739_618,
     "phantom-small-organ-clip": 3_740_567,
+    "radfinder": 92_014_330,
+    "radfinder-nano": 870_682,
 }
 SMALL = [name for name, count in PARAMETERS.items() if count < 5_000_000]
 
@@ -48,6 +50,18 @@ def test_it_builds_without_memory_and_has_its_size(name):
     model = on_meta(name)
     assert all(tensor.is_meta for tensor in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+def test_radfinder_is_its_layers():
+    """RadFinder §1.2: what is trained beside the two towers."""
+    e = 1080
+    block = 4 * (e * e + e) + (8 * e * e + 5 * e) + 4 * e + 2 * e
+    combiner = (2 * e * e + e) + (e * e + e) + e + 4 * block + 2 * e
+
+    def head(width):
+        return (width * 2048 + 2048) + (2048 * 2048 + 2048) + (2048 * 256 + 256) + 256 * 512
+
+    assert combiner + 2 * head(2 * e) + 2 * head(1024) + 2 == PARAMETERS["radfinder"]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -25,6 +25,7 @@ COMMANDS = {
     "search": "Find scans that are like some words, or like a scan.",
     "prepare": "Make a cohort's manifest: every scan judged, every refusal listed.",
     "phantom": "Make chest CTs with known truth, with reports.",
+    "features": "Read a cohort's scans in windows, once, and keep them for training.",
     "train": "Train a model from a recipe.",
     "import": "Public checkpoints as encoders of Hilum.",
     "exam": "Measure a model: every number with its interval.",

@@ -1,4 +1,4 @@
-"""`hilum exam MODEL --suite phantom|samples|frozen|diagnosis|localize`, `hilum exam --suite report`."""
+"""`hilum exam MODEL --suite phantom|samples|frozen|diagnosis|localize|joint`, `hilum exam --suite report`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAM_SEED = 9_000_000
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @click.option(
     "--suite",
-    type=click.Choice(["phantom", "samples", "frozen", "diagnosis", "localize", "report"]),
+    type=click.Choice(["phantom", "samples", "frozen", "diagnosis", "localize", "joint", "report"]),
     required=True,
     help="Which frozen protocol.",
 )
@@ -96,7 +96,8 @@ def exam(
 
     phantom, samples, diagnosis and localize examine one model that reads scans; diagnosis and localize also
     what any other model wrote (docs/exam-diagnosis.md, docs/exam-localize.md). frozen probes the features of
-    encoders, any number of them on the same scans (docs/exam-frozen.md). report needs no model, but --reports
+    encoders, any number of them on the same scans (docs/exam-frozen.md). joint examines models of scans and
+    texts on kept windows (docs/radfinder.md). report needs no model, but --reports
     and --truth (docs/report.md).
     """
     if suite == "report":
@@ -114,6 +115,14 @@ def exam(
         run = _diagnosis if suite == "diagnosis" else _localize
         result = run(models, cohort, choose, out, as_json, more)
         click.echo(_json(result) if as_json else result["text"])
+        return
+    if suite == "joint":
+        from hilum.cli.exam_joint import run_joint_exam
+
+        if not more["features"]:
+            raise click.UsageError("--suite joint needs --features FOLDER, one for all models or one each")
+        result = run_joint_exam(models, more["features"], more["test_part"] or "test", quiet=as_json)
+        _tell(result, suite, out, as_json)
         return
     if suite == "frozen":
         from hilum.cli.exam_frozen import run_frozen

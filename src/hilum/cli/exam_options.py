@@ -56,6 +56,14 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         "--test-part",
         {"default": "test", "show_default": True, "help": "diagnosis, localize: the part that is measured."},
     ),
+    (
+        "--features",
+        {
+            "type": click.Path(path_type=Path, exists=True, file_okay=False),
+            "multiple": True,
+            "help": "joint: kept windows (hilum features), once for all models or once for each.",
+        },
+    ),
     ("--source", {"help": "localize: the data set's layout, else it is recognised."}),
     (
         "--maps",

@@ -43,12 +43,7 @@ def kept(texts: Sequence[Hashable], protocol: Protocol) -> Int64[np.ndarray, "K"
     Args:
         texts: equal for equal reports. protocol: ``all``, every scan its own row, also where reports are the
             same (CT-RATE `dup_all`); ``first``, the first scan of each report.
-
-    Raises:
-        UsageError: `OPTION_UNKNOWN`.
     """
-    if protocol not in ("all", "first"):
-        raise UsageError("OPTION_UNKNOWN", "a protocol is known", expected="all | first", got=protocol)
     if protocol == "all":
         return np.arange(len(texts), dtype=np.int64)
     first: dict[Hashable, int] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -45,6 +45,7 @@ class ReadWindows(NamedTuple):
     there: np.ndarray
 
 
+@runtime_checkable
 class WindowSource(Protocol):
     """What reads windows."""
 
