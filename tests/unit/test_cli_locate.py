@@ -5,11 +5,13 @@ import pytest
 from _called import Called
 from _cohort_layouts import AFFINE, chest, dicom_series, save
 from _encoders import file_of, stand_in
+from PIL import Image
 
 from hilum.cli.locate import locate
 from hilum.cohort.prep_presets import Pipeline
 from hilum.io.encoder_file import save_encoder
 from hilum.io.open import open_volume
+from hilum.show.figures import OUTLINE
 
 PREP = Pipeline(
     "tiny-joint", spacing_mm=(8.0, 8.0, 3.0), clip_first=True, values="unit", fit="pad-multiple",
@@ -85,3 +87,21 @@ def test_what_cannot_be_asked_is_refused(tmp_path, model):
         ((tmp_path / "a.csv", "nodule", "--model", model), "NOT_AN_IMAGE"),
     ):
         assert call.refusal(*arguments).code == code, arguments
+
+
+def test_the_picture_shows_the_answer_at_its_height(tmp_path, model):
+    scan = save(tmp_path / "scan.nii.gz")
+    picture = tmp_path / "where.png"
+    found = call.told(scan, "nodule", "effusion", "--model", model, "--picture", picture)
+    image = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    volume = open_volume(scan)
+    corners = volume.geometry.corners_mm()[:, 2]
+    top, bottom = corners.max() + volume.spacing_mm[2] / 2, corners.min() - volume.spacing_mm[2] / 2
+    width = volume.shape[0] * volume.spacing_mm[0]
+    assert image.shape[1] > 512 and image.shape[0] == pytest.approx((top - bottom) / width * 512, abs=2)
+    row = round((top - found["answers"][0]["z_mm"]) / width * 512)
+    line = np.abs(image[:, 200] - np.array(OUTLINE[:3])).sum(1) < 10
+    assert line[max(0, row - 1) : row + 2].any(), "the line lies at the answer's height"
+    again = (scan, "nodule", "--model", model, "--picture", picture)
+    assert call.refusal(*again).code == "OUTPUT_EXISTS"
+    assert call(*again, "--overwrite").exception is None

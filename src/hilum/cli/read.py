@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from hilum.io.llm_endpoint import LlmEndpoint
     from hilum.read.reading import Reading
 
-STEPS = ("open", "load model", "run model", "place", "reword", "write organs", "write maps", "write page")
+STEPS = (
+    "open",
+    "load model",
+    "run model",
+    "place",
+    "reword",
+    "ask",
+    "write organs",
+    "write maps",
+    "write page",
+)
 
 
 @click.command()
@@ -29,6 +39,20 @@ STEPS = ("open", "load model", "run model", "place", "reword", "write organs", "
     "--aamaps", is_flag=True, help="Write the model's maps on its own grid too, named as EXACT's are."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the folder if it exists.")
+@click.option(
+    "--prompt", "prompts", metavar="WORDS", multiple=True,
+    help="Ask for anything else in words, e.g. 'hiatal hernia'; may be given again. Not calibrated.",
+)  # fmt: skip
+@click.option(
+    "--prompt-model",
+    default="radfinder-nano",
+    show_default=True,
+    help="Model of scans and texts for --prompt.",
+)
+@click.option(
+    "--ensemble", type=click.Choice(["t3", "mean7"]), default="mean7", show_default=True,
+    help="Sentences that --prompt is put into.",
+)  # fmt: skip
 @click.option(
     "--refine",
     metavar="URL",
@@ -48,6 +72,9 @@ def read(
     all_maps: bool,
     aamaps: bool,
     overwrite: bool,
+    prompts: tuple[str, ...],
+    prompt_model: str,
+    ensemble: str,
     refine: str | None,
     refine_model: str | None,
     yes_send_report: bool,
@@ -76,6 +103,11 @@ def read(
 
             tell("reword")
             reading = reword(reading, endpoint)
+        if prompts:
+            from hilum.read.asked import with_asked
+
+            tell("ask")
+            reading = with_asked(reading, prompts, prompt_model, ensemble)
         save(reading, folder, overwrite=overwrite, all_maps=all_maps, aamaps=aamaps, progress=tell)
     if as_json:
         echo_json(_as_dict(reading, folder))
@@ -151,6 +183,7 @@ def _as_dict(reading: Reading, folder: Path) -> dict[str, Any]:
         "coverage": reading.coverage.model_dump(mode="json"),
         "findings": [f.model_dump(mode="json") for f in reading.findings],
         "report": [s.text for s in reading.report.sentences],
+        "asked": [a.model_dump(mode="json") for a in reading.asked],
     }
 
 
@@ -163,4 +196,6 @@ def _show(reading: Reading, folder: Path) -> None:
         where = finding.where
         place = f"{where.peak_mm_ras} mm RAS" if where else "no place"
         click.echo(f"{finding.probability:5.2f}  {finding.name:<36} {place}")
+    for asked in reading.asked:
+        click.echo(f"{asked.score:5.2f}  {plain(asked.text)} (asked in words, not calibrated)")
     click.echo(f"\n{folder / 'index.html'}")

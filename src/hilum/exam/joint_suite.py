@@ -30,6 +30,7 @@ from hilum.exam.bootstrap import (
 from hilum.exam.depth_errors import Placed, measured, middle_errors, prior_errors, random_errors
 from hilum.exam.retrieval import Protocol, kept, map_at, ranks, recalls
 from hilum.io.feature_cache import cache_in
+from hilum.read.asked import direction
 from hilum.read.encoder import LoadedEncoder
 from hilum.read.joint import ScanInSpace, in_space, locate
 from hilum.read.window_cache import windows_in
@@ -220,11 +221,9 @@ def _spaces(one: Examined, samples: Sequence[JointSample], steps: Steps) -> list
 
 
 def _asked(model: LoadedEncoder, scans: np.ndarray, ensemble: str, name: str) -> np.ndarray:
-    """Mean over pairs of sentences, brought to length 1 again (RadFinder §1.8)."""
+    """One question of every scan."""
     pairs = ensemble_pairs(ensemble, name[:1].lower() + name[1:])
-    sides = [model.encode_text([pair[i] for pair in pairs]).mean(0) for i in (0, 1)]
-    present, absent = (side / max(float(np.linalg.norm(side)), 1e-12) for side in sides)
-    return scans.astype(np.float64) @ (present - absent).astype(np.float64)
+    return scans.astype(np.float64) @ direction(model, pairs)
 
 
 def _labels(samples: Sequence[JointSample]) -> np.ndarray:

@@ -52,11 +52,13 @@ class LocatedAll:
 
     Args:
         depth_mm: heights of the depths, from below upwards. model: name and sha256 of it.
+        volume: the scan, for pictures.
     """
 
     answers: tuple[Answer, ...]
     depth_mm: tuple[float, ...]
     model: dict[str, str]
+    volume: CTVolume
 
     @property
     def depth_step_mm(self) -> float:
@@ -112,7 +114,7 @@ def locate_in(
     found = locate(loaded, scan, sentences)
     told = [_answer(text, one, volume, scan) for text, one in zip(sentences, found, strict=True)]
     named = {"name": str(loaded.card["name"]), "sha256": str(loaded.card.get("sha256", ""))}
-    return LocatedAll(tuple(told), tuple(map(float, scan.depth_mm)), named)
+    return LocatedAll(tuple(told), tuple(map(float, scan.depth_mm)), named, volume)
 
 
 def _answer(text: str, found: Located, volume: CTVolume, scan: ScanInSpace) -> Answer:

@@ -1,4 +1,4 @@
-"""`Reading`: what Hilum says about one scan. Its JSON is `reading.json`, version 1.1, schema in
+"""`Reading`: what Hilum says about one scan. Its JSON is `reading.json`, version 1.2, schema in
 `docs/reading.schema.json`.
 
 Points are mm, RAS+ unless a name says LPS. No field holds a patient's name, number, date or a path of the
@@ -17,12 +17,13 @@ import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from hilum.geometry import Geometry
+from hilum.read.asked import AskedInWords
 from hilum.read.found import FindingReading, Probability, Record, SliceAxis
 from hilum.read.sentences import Report, evidence_of
 from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
 
-VERSION = "1.1"
+VERSION = "1.2"
 NOTICE = "Research software. Model trained on synthetic phantoms. Not a medical device."
 """Stands on every output of a model that never saw a patient."""
 NOTICE_OTHER = "Research software. Not a medical device."
@@ -171,7 +172,7 @@ class Reading(Record):
     """What was found in one scan, how sure, and where. `print(reading.report.text)`,
     `reading.save("out")`."""
 
-    version: Literal["1.1"] = "1.1"
+    version: Literal["1.2"] = "1.2"
     notice: str = NOTICE
     scan: Scan
     model: Model
@@ -179,6 +180,7 @@ class Reading(Record):
     organs: list[OrganReading]
     coverage: Coverage
     report: Report
+    asked: list[AskedInWords] = Field(default=[])
     receipt: Receipt
     _material: Material | None = PrivateAttr(default=None)
 
@@ -217,7 +219,7 @@ class Reading(Record):
         """A reading from `reading.json`; maps stay in their files.
 
         Raises:
-            pydantic.ValidationError: not a reading of version 1.1, or a report that its findings do not
+            pydantic.ValidationError: not a reading of version 1.2, or a report that its findings do not
                 bear out.
         """
         return cls.model_validate_json(text)

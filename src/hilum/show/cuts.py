@@ -96,7 +96,11 @@ def cut_grid(geometry: Geometry, plane: Plane, index: int) -> CutGrid:
     return CutGrid(plane, index, rows, columns, row_mm, column_mm)
 
 
-def picture_point(geometry: Geometry, plane: Plane, voxel: tuple[int, int, int]) -> tuple[float, float]:
+VoxelPlace = tuple[int | float, int | float, int | float]
+"""A voxel, or a place between voxels."""
+
+
+def picture_point(geometry: Geometry, plane: Plane, voxel: VoxelPlace) -> tuple[float, float]:
     """(column mm, row mm) from the top left corner of the picture to a voxel's centre."""
     x, y, z = (n - 0.5 - v for n, v in zip(geometry.shape, voxel, strict=True))
     sx, sy, sz = geometry.spacing_mm

@@ -31,6 +31,11 @@ LABELS: dict[str, dict[str, str]] = {
         "below": "Below threshold",
         "none": "None of the 18 findings reached its threshold.",
         "report": "Report",
+        "asked": "Asked in words",
+        "words": "Words",
+        "score": "Score",
+        "asked_note": "Nearer to the sentence that states it than to the one that denies it; not calibrated, "
+        "no probability.",
         "organs": "Organs",
         "organ": "Organ",
         "volume": "Volume",
@@ -82,6 +87,11 @@ LABELS: dict[str, dict[str, str]] = {
         "below": "Unter der Schwelle",
         "none": "Keiner der 18 Befunde erreichte seine Schwelle.",
         "report": "Bericht",
+        "asked": "In Worten gefragt",
+        "words": "Worte",
+        "score": "Wert",
+        "asked_note": "Näher am Satz, der es bejaht, als an dem, der es verneint; nicht kalibriert, keine "
+        "Wahrscheinlichkeit.",
         "organs": "Organe",
         "organ": "Organ",
         "volume": "Volumen",
