@@ -1,12 +1,18 @@
-"""The selective scan on CPU cores: time and memory of the chunked scan beside a loop over tokens.
+"""The selective scan on CPU cores: time and memory of our two scans beside a loop over tokens.
 
     python benchmarks/scan_speed.py [--threads 1] [--runs 5] [--at-once 1]
 
 The first stage of Y-Mamba on 64 x 128 x 128 voxels: 131,072 tokens, 96 channels, 16 states, random float32
 inputs of seed 0. Every case is a process of its own. Its first run is not timed: it gives the memory (peak of
-the resident set above what stood before). Times are medians on the clock, and ratios are of these; processor
-seconds of all threads stand beside. The loop's backward pass keeps its whole graph, so it is measured on
-16,384 tokens. Writes benchmarks/results/scan_speed.json and the table of docs/exact.md.
+the resident set above what stood before). Times are medians on the clock; processor seconds of all threads
+stand beside. The loop's backward pass keeps its whole graph, so it is measured on 16,384 tokens.
+
+How many times faster a scan is comes from processes in which the loop and the scans take turns: the median
+over turns of loop / scan, in processor seconds, for on a busy machine the clock is kinder to the shorter of
+two. In one of them the scan by Numba has two threads: there it is the loop's processor seconds / its clock.
+The loop always has one thread, which suits its small operations best. What the first call by Numba takes is
+measured on 64 tokens, with an empty cache and with what that left. Without Numba its rows are missing.
+Writes benchmarks/results/scan_speed.json and the table of docs/exact.md.
 """
 
 from __future__ import annotations
@@ -18,20 +24,23 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hilum.model import selective_scan_chunked as chunked
-from hilum.model.selective_scan import selective_scan
+from hilum.model.selective_scan import compiles, selective_scan
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "scan_speed.json"
 PAGE, MARKS = ROOT / "docs" / "exact.md", ("<!-- scan_speed.py -->", "<!-- end -->")
 CHANNELS, STATES, LONG, SHORT = 96, 16, 131_072, 16_384
+OURS = ("chunked", "numba") if compiles() else ("chunked",)
 MB = 1e6
 
 
@@ -91,25 +100,87 @@ def measure(backend: str, tokens: int, backward: bool, runs: int, threads: int) 
     }
 
 
-def in_a_process(case: dict[str, Any]) -> dict[str, Any]:
-    """`measure` there."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(case["threads"])}
+def in_turns(backends: list[str], tokens: int, backward: bool, runs: int, threads: int) -> dict[str, Any]:
+    """How many times faster than the loop, in this process."""
+    values = scan_inputs(tokens, backward)
+    taken: dict[str, list[float]] = {backend: [] for backend in backends}
+    for backend in backends:
+        run_once(scan_inputs(512, backward), backend, backward)
+    for _ in range(runs):
+        for backend in backends:
+            torch.set_num_threads(1 if backend == "sequential" else threads)
+            now = time.process_time if threads == 1 or backend == "sequential" else time.perf_counter
+            start = now()
+            run_once(values, backend, backward)
+            taken[backend].append(now() - start)
+    loop = taken.pop("sequential")
+    turns = {name: [a / b for a, b in zip(loop, found, strict=True)] for name, found in taken.items()}
+    return {
+        "tokens": tokens,
+        "pass": "forward and backward" if backward else "forward",
+        "threads": threads,
+        "turns": runs,
+        "times_faster": {name: round(statistics.median(found), 1) for name, found in turns.items()},
+        "least_and_most": {name: [round(min(t), 1), round(max(t), 1)] for name, t in turns.items()},
+    }
+
+
+def first_call() -> dict[str, float]:
+    """Seconds of the first call of the scan by Numba, and of the first backward pass, in this process."""
+    start = time.perf_counter()
+    run_once(scan_inputs(64, False), "numba", False)
+    forward = time.perf_counter() - start
+    run_once(scan_inputs(64, True), "numba", True)
+    return {
+        "forward_s": round(forward, 2),
+        "backward_s": round(time.perf_counter() - start - forward, 2),
+    }
+
+
+def first_calls() -> dict[str, dict[str, float]]:
+    """With an empty cache, and with what that left."""
+    with tempfile.TemporaryDirectory() as folder:
+        case = {"what": "first_call", "threads": 1}
+        return {name: in_a_process(case, NUMBA_CACHE_DIR=folder) for name in ("compiled", "from the cache")}
+
+
+def in_a_process(case: dict[str, Any], **variables: str) -> dict[str, Any]:
+    """A case there: of `measure`, unless it says of what."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(case["threads"]), **variables}
     command = [sys.executable, __file__, "--case", json.dumps(case)]
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
     return json.loads(done.stdout)
+
+
+def here(case: dict[str, Any]) -> dict[str, Any]:
+    """A case in this process."""
+    what = case.pop("what", "measure")
+    if what == "first_call":
+        return dict(first_call())
+    return in_turns(**case) if what == "in_turns" else measure(**case)
 
 
 def cases(runs: int, threads: int) -> list[dict[str, Any]]:
     """Every case, the loop with fewer runs."""
     found = []
     for backend, tokens, backward in (
-        ("sequential", LONG, False), ("chunked", LONG, False), ("chunked", LONG, True),
-        ("sequential", SHORT, True), ("chunked", SHORT, True),
+        ("sequential", LONG, False), *((one, LONG, False) for one in OURS),
+        *((one, LONG, True) for one in OURS),
+        ("sequential", SHORT, True), *((one, SHORT, True) for one in OURS),
     ):  # fmt: skip
-        few = runs if backend == "chunked" else max(1, runs // 2)
+        few = max(1, runs // 2) if backend == "sequential" else runs
         found.append(
             {"backend": backend, "tokens": tokens, "backward": backward, "runs": few, "threads": threads}
         )
+    return found
+
+
+def turns(runs: int, threads: int) -> list[dict[str, Any]]:
+    """Every comparison with the loop."""
+    case = {"what": "in_turns", "runs": runs, "threads": threads, "backends": ["sequential", *OURS]}
+    found = [{**case, "tokens": LONG, "backward": False}, {**case, "tokens": SHORT, "backward": True}]
+    if "numba" in OURS and threads == 1:
+        found.append({**found[0], "threads": 2, "backends": ["sequential", "numba"]})
     return found
 
 
@@ -125,30 +196,42 @@ def memory_plan() -> dict[str, float]:
     }
 
 
-def ratio(rows: list[dict[str, Any]], tokens: int, name: str) -> float:
-    """How many times faster than the loop."""
-    found = {row["backend"]: row["clock_s"] for row in rows if (row["tokens"], row["pass"]) == (tokens, name)}
-    return round(found["sequential"] / found["chunked"], 1)
+def faster(compared: list[dict[str, Any]]) -> dict[str, float]:
+    """How many times faster than the loop; the chunked scan has no name before its figures."""
+    found = {}
+    for case in compared:
+        tail = f"{case['pass']}, {case['tokens']} tokens"
+        tail += ", two threads" if case["threads"] == 2 else ""
+        for name, times in case["times_faster"].items():
+            found[tail if name == "chunked" else f"{name}, {tail}"] = times
+    return found
+
+
+def peaks(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Peak of each scan's forward pass: inputs and what it took above them, MB, and its share of the plan."""
+    plan = memory_plan()
+    found: dict[str, float] = {**plan}
+    for row in rows:
+        if row["backend"] in OURS and row["pass"] == "forward":
+            head = "" if row["backend"] == "chunked" else f"{row['backend']}_"
+            peak = plan["inputs_mb"] + row["peak_above_inputs_mb"]
+            found[f"{head}forward_peak_mb"] = round(peak, 1)
+            share = round(peak / plan["inputs_output_state_mb"], 2)
+            found[f"{head}forward_peak_over_inputs_output_state"] = share
+    return found
 
 
 def main(runs: int, threads: int, at_once: int) -> dict[str, Any]:
     """All cases and what follows from them."""
     with ThreadPoolExecutor(at_once) as pool:
         rows = list(pool.map(in_a_process, cases(runs, threads)))
-    plan = memory_plan()
-    forward = next(row for row in rows if row["backend"] == "chunked" and row["pass"] == "forward")
-    peak = plan["inputs_mb"] + forward["peak_above_inputs_mb"]
+        compared = list(pool.map(in_a_process, turns(runs, threads)))
     return {
         "rows": rows,
-        "faster": {
-            "forward, 131072 tokens": ratio(rows, LONG, "forward"),
-            "forward and backward, 16384 tokens": ratio(rows, SHORT, "forward and backward"),
-        },
-        "memory": {
-            **plan,
-            "forward_peak_mb": round(peak, 1),
-            "forward_peak_over_inputs_output_state": round(peak / plan["inputs_output_state_mb"], 2),
-        },
+        "faster": faster(compared),
+        "turns": compared,
+        "memory": peaks(rows),
+        "first_call_of_numba": first_calls() if "numba" in OURS else None,
         "block_bytes": chunked.BLOCK_BYTES,
         "steps": chunked.STEPS,
         "seed": 0,
@@ -156,6 +239,7 @@ def main(runs: int, threads: int, at_once: int) -> dict[str, Any]:
         "cases_at_once": at_once,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end",
         "torch": torch.__version__,
+        "numba": version("numba") if "numba" in OURS else None,
     }
 
 
@@ -193,7 +277,7 @@ if __name__ == "__main__":
     parser.add_argument("--case", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case:
-        print(json.dumps(measure(**json.loads(given.case))))
+        print(json.dumps(here(json.loads(given.case))))
     else:
         found = main(given.runs, given.threads, given.at_once)
         write(found)

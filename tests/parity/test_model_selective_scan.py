@@ -6,6 +6,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,7 +17,12 @@ from hilum.model import selective_scan_chunked
 from hilum.model.selective_scan import scan_sequential, selective_scan
 from hilum.model.selective_scan_chunked import Inputs
 
+NUMBA = pytest.mark.skipif(
+    not dispatch.installed("numba"), reason="Numba is not installed (the extra `fast`)"
+)
+ON_CPUS = ["chunked", pytest.param("numba", marks=NUMBA)]
 SHAPES = [(1, 1, 3, 2), (2, 7, 5, 3), (1, 8, 4, 16), (2, 67, 6, 5), (1, 203, 33, 16)]
+LANE_SHAPES = [(2, 130, 35, 16), (3, 65, 1, 3), (1, 64, 16, 1), (1, 129, 48, 7)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5}
 
 
@@ -56,21 +62,126 @@ def test_chunked_is_sequential(shape, dtype, block_bytes, monkeypatch):
     close(answers(values, "chunked"), answers(values, "sequential"), TOLERANCE[dtype])
 
 
-def test_parts_that_are_optional():
+@NUMBA
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", [*SHAPES, *LANE_SHAPES])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_numba_is_sequential(shape, dtype, threads, monkeypatch):
+    from hilum.model import selective_scan_numba
+
+    monkeypatch.setattr(selective_scan_numba, "WORTH", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    values = scan_inputs(*shape, dtype)
+    close(answers(values, "numba"), answers(values, "sequential"), TOLERANCE[dtype])
+
+
+@NUMBA
+def test_no_sequence_at_all():
+    found = answers(scan_inputs(0, 3, 4, 2, torch.float32), "numba")
+    assert found[0].shape == (0, 3, 4) and found[3].abs().sum() == 0
+
+
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_parts_that_are_optional(backend):
     values = scan_inputs(2, 19, 4, 3, torch.float64)
     for missing in ((5,), (6,), (7,), (5, 6, 7)):
         some = [None if n in missing else v for n, v in enumerate(values)]
-        close(answers(some, "chunked"), answers(some, "sequential"), 1e-12)
+        close(answers(some, backend), answers(some, "sequential"), 1e-12)
     values[1] = values[1].abs()
-    close(answers(values, "chunked", softplus=False), answers(values, "sequential", softplus=False), 1e-12)
+    close(answers(values, backend, softplus=False), answers(values, "sequential", softplus=False), 1e-12)
 
 
-def test_nothing_overflows_where_everything_is_forgotten():
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_nothing_overflows_where_everything_is_forgotten(backend):
     values = scan_inputs(1, 40, 6, 4, torch.float32)
     values[1], values[2] = values[1] + 30, values[2] * 50
-    ours, plain = answers(values, "chunked"), answers(values, "sequential")
+    ours, plain = answers(values, backend), answers(values, "sequential")
     assert all(torch.isfinite(value).all() for value in ours)
     close(ours, plain, 1e-4)
+
+
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_large_steps_are_torch_s_softplus(backend):
+    values = scan_inputs(1, 70, 5, 3, torch.float64)
+    values[1] = values[1] * 15 + 15  # on both sides of 20, where torch ends the softplus
+    values[2] = values[2] / 100
+    close(answers(values, backend)[:1], answers(values, "sequential")[:1], 1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_rows_with_other_things_between_them(backend):
+    batch, time, channels, states = 2, 131, 18, 5
+    plain = scan_inputs(batch, time, channels, states, torch.float64)
+    wide = torch.cat([plain[0], plain[6], plain[3], plain[4]], dim=2)
+    x, z, b, c = wide.split([channels, channels, states, states], dim=2)
+    delta = plain[1].mT.contiguous().mT
+    values = [x, delta, plain[2].t().contiguous().t(), b, c, plain[5], z, plain[7]]
+    assert not any(v.is_contiguous() for v in (x, delta, b, c, z))
+    out = selective_scan(*values, backend=backend)
+    close([out], [selective_scan(*plain, backend="sequential")], 1e-12)
+    values[1] = plain[1][:, :1].expand_as(delta)
+    plain[1] = values[1].contiguous()
+    close([selective_scan(*values, backend=backend)], [selective_scan(*plain, backend="sequential")], 1e-12)
+    close([selective_scan(*plain, backend=backend).sum(1)], [selective_scan(*values).sum(1)], 1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_a_sequence_cut_short_is_the_start_of_the_whole(backend):
+    values = scan_inputs(1, 200, 20, 4, torch.float64)
+    whole = selective_scan(*values, backend=backend)
+    for time in (1, 63, 64, 65, 128, 129):
+        cut = [v[:, :time] if v.dim() == 3 else v for v in values]
+        close([selective_scan(*cut, backend=backend)], [whole[:, :time]], 1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_gradients_are_those_of_differences(backend):
+    values = [v.requires_grad_() for v in scan_inputs(2, 6, 3, 2, torch.float64)]
+    assert torch.autograd.gradcheck(lambda *some: selective_scan(*some, backend=backend), values)
+
+
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_what_is_no_number_is_seen(backend):
+    values = scan_inputs(1, 90, 5, 3, torch.float32)
+    for which in (0, 1):
+        broken = [v.clone() for v in values]
+        broken[which][0, 70, 2] = float("nan")
+        nan = selective_scan(*broken, backend=backend).isnan()
+        assert nan[0, 70:, 2].all() and nan.sum() == 20
+
+
+@NUMBA
+def test_powers_of_two_to_the_last_digits():
+    import numba
+
+    from hilum.model.selective_scan_kernels import LANES, exp2, load, store
+
+    @numba.njit
+    def every(values, out):
+        for at in range(0, len(values), LANES):
+            store(out, at, exp2(load(values, at)))
+
+    for dtype, least, wrong in ((np.float32, -126, 2e-7), (np.float64, -1022, 4e-16)):
+        values = np.linspace(least, -least, 2**16).astype(dtype)
+        out, true = np.empty_like(values), np.exp2(values.astype(np.longdouble))
+        every(values, out)
+        assert np.abs(out / true - 1).max() < wrong
+        ends = np.full(LANES, np.nan, dtype)
+        ends[:7] = 0, -2, 3, least - 2, 1 - least + 2, -np.inf, np.inf
+        found = np.empty_like(ends)
+        every(ends, found)
+        assert found[:7].tolist() == [1, 0.25, 8, 0, np.inf, 0, np.inf] and np.isnan(found[7:]).all()
+
+
+@NUMBA
+def test_where_numba_may_keep_nothing_it_compiles_all_the_same(monkeypatch):
+    from numba.core import caching
+
+    from hilum.model import selective_scan_kernels
+
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    twice = selective_scan_kernels._compiled(lambda value: 2 * value)
+    assert twice(21) == 42
 
 
 def test_it_computes_in_float32_and_answers_in_the_type_of_x():
@@ -82,11 +193,12 @@ def test_it_computes_in_float32_and_answers_in_the_type_of_x():
     assert found.dtype == torch.bfloat16 and torch.equal(found, plain.bfloat16())
 
 
-def test_only_a_block_is_ever_held():
+@pytest.mark.parametrize("backend", ON_CPUS)
+def test_only_a_block_is_ever_held(backend):
     time, channels, states = 4096, 24, 16
     values = scan_inputs(1, time, channels, states, torch.float32)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        answers(values, "chunked")
+        answers(values, backend)
     whole = time * channels * states * 4
     kept = channels * states * 4 * (time // 64)
     most = max(event.self_cpu_memory_usage for event in record.key_averages() if event.count == 1)
@@ -167,6 +279,7 @@ class OnTheGpu:
 def test_who_is_asked(monkeypatch):
     there = set()
     monkeypatch.setattr(dispatch, "installed", there.__contains__)
+    monkeypatch.setattr(dispatch, "compiles", lambda: "numba" in there)
     choose = dispatch.choose.__wrapped__ if hasattr(dispatch.choose, "__wrapped__") else dispatch.choose
     assert choose(OnTheGpu()) == "chunked"
     there.add("triton")
@@ -174,6 +287,28 @@ def test_who_is_asked(monkeypatch):
     there.add("mamba_ssm")
     assert choose(OnTheGpu()) == "mamba_ssm"
     assert choose(torch.ones(1)) == "chunked"
+    there.add("numba")
+    assert choose(torch.ones(1)) == "numba" and choose(torch.ones(1, device="meta")) == "chunked"
+    assert choose(OnTheGpu()) == "mamba_ssm"
     there.clear()
-    with pytest.raises(UsageError, match="EXTRA_MISSING"):
-        selective_scan(*scan_inputs(1, 2, 2, 2, torch.float32), backend="triton")
+    for backend in ("triton", "numba"):
+        with pytest.raises(UsageError, match="EXTRA_MISSING"):
+            selective_scan(*scan_inputs(1, 2, 2, 2, torch.float32), backend=backend)
+
+
+def test_a_graph_is_traced_through_torch_s_own_operations():
+    class Scan(torch.nn.Module):
+        def forward(self, *values):
+            return selective_scan(*values)
+
+    values = scan_inputs(1, 20, 3, 2, torch.float32)
+    traced = torch.export.export(Scan(), tuple(values)).module()
+    close([traced(*values)], [selective_scan(*values, backend="sequential")], 2e-5)
+
+
+def test_a_numba_that_cannot_be_imported_is_none(monkeypatch):
+    monkeypatch.setattr(dispatch, "installed", lambda package: True)
+    monkeypatch.setitem(sys.modules, "hilum.model.selective_scan_numba", None)
+    dispatch.compiles.cache_clear()
+    assert not dispatch.compiles()
+    dispatch.compiles.cache_clear()

@@ -6,25 +6,27 @@ Per channel e and state n, over time t (Gu & Dao 2023, algorithm 2; discretised 
     h_t   = exp(step * a[e, n]) * h_{t-1} + step * b_t[n] * x_t[e]
     out_t = (sum over n of c_t[n] * h_t + d[e] * x_t[e]) * silu(z_t[e])
 
-Four ways to the same numbers: `sequential`, a loop over tokens that is slow and plain; `chunked`, for CPU
-cores; `triton`, kernels for GPUs; `mamba_ssm`, the authors' kernels where they are installed.
+Five ways to the same numbers: `sequential`, a loop over tokens that is slow and plain; `chunked`, for CPU
+cores with nothing but torch; `numba`, compiled for them where Numba is installed (the extra `fast`);
+`triton`, kernels for GPUs; `mamba_ssm`, the authors' kernels where they are installed.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hilum.errors import UsageError
 from hilum.model.selective_scan_chunked import Inputs, scan_chunked
 from hilum.tensors import ChannelValues, StateDecays, StateTokens, Tokens
 
-Backend = Literal["auto", "sequential", "chunked", "triton", "mamba_ssm"]
+Backend = Literal["auto", "sequential", "chunked", "numba", "triton", "mamba_ssm"]
 
 
 def scan_sequential(inputs: Inputs) -> Tensor:
@@ -65,7 +67,7 @@ def selective_scan(
     Args:
         x, delta, z: (B, T, E). a: (E, N), negative. b, c: (B, T, N). d, bias: (E).
         softplus: of delta + bias. backend: ``auto`` takes `mamba_ssm`, else `triton`, for CUDA tensors where
-            they are installed, and `chunked` otherwise.
+            they are installed, `numba` for those of the CPU where it is, and `chunked` otherwise.
 
     Raises:
         UsageError: `EXTRA_MISSING` for a backend that is not installed.
@@ -80,10 +82,17 @@ def selective_scan(
 
 
 def choose(x: Tensor) -> Backend:
-    """What `auto` takes for a tensor like x. Float64 is nobody's but ours."""
-    if not x.is_cuda or x.dtype == torch.float64:
+    """What `auto` takes for a tensor like x. Float64 on a GPU is nobody's but torch's."""
+    if not x.is_cuda:
+        return "numba" if _has_numbers(x) and compiles() else "chunked"
+    if x.dtype == torch.float64:
         return "chunked"
     return "mamba_ssm" if installed("mamba_ssm") else "triton" if installed("triton") else "chunked"
+
+
+def _has_numbers(x: Tensor) -> bool:
+    """In the CPU's memory, for others than torch to read: not so while torch traces a graph."""
+    return x.device.type == "cpu" and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
 
 
 @cache
@@ -92,18 +101,34 @@ def installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
+@cache
+def compiles() -> bool:
+    """Whether Numba is there and can be imported: it refuses a numpy that is newer than it knows."""
+    if not installed("numba"):
+        return False
+    try:
+        import_module("hilum.model.selective_scan_numba")
+    except (ImportError, OSError):  # the latter where LLVM's library cannot be loaded
+        return False
+    return True
+
+
 def _scan(inputs: Inputs, backend: Backend) -> Tensor:
     if backend == "sequential":
         return scan_sequential(inputs)
     if backend == "chunked":
         return scan_chunked(inputs)
-    if not installed(backend):
+    if not (compiles() if backend == "numba" else installed(backend)):
         raise UsageError(
             "EXTRA_MISSING", "a scan's backend is installed", expected=backend, got="nothing of that name",
             hint='backend="auto" takes what there is.',
         )  # fmt: skip
     if backend == "mamba_ssm":
         return _scan_mamba_ssm(inputs)
+    if backend == "numba":
+        from hilum.model.selective_scan_numba import scan_numba
+
+        return scan_numba(inputs)
     from hilum.model.selective_scan_triton import scan_triton
 
     return scan_triton(inputs)
