@@ -15,13 +15,11 @@ from _text_folders import tiny_qwen
 
 from hilum.cohort.joint_samples import SAMPLES, read_samples, write_samples
 from hilum.errors import RunError, WeightsError
-from hilum.model.radfinder import RadFinder
 from hilum.objective.depth import depth_target
 from hilum.train import joint_run
 from hilum.train.ema import Average
 from hilum.train.joint_data import JointStream, pad_windows, read_joint, tensors_of
-from hilum.train.joint_recipe import JointLosses
-from hilum.train.joint_run import finished, joint_file
+from hilum.train.joint_run import joint_file
 from hilum.train.joint_student import chosen_prompts, fill_in
 from hilum.train.joint_task import JointRun, JointTower, shown_depths
 from hilum.train.loop import train
@@ -174,19 +172,41 @@ def test_what_no_loss_reaches_rests_and_is_filled_in(folder, off, resting):
     with torch.no_grad():
         for parameter in student.joint.parameters():
             parameter.add_(torch.randn_like(parameter))
-    tensors = {f"joint.{n}": t for n, t in student.joint.state_dict().items()}
-    whole = RadFinder(NUMBERS.config())
-    whole.load_state_dict(finished(task, tensors))
-    width = NUMBERS.window_width
-    assert torch.equal(whole.combiner.depth_proj.weight, whole.combiner.window_proj.weight[:, width:])
-    assert torch.equal(whole.text_copy.last.weight, whole.text_head.last.weight)
-    same = torch.equal(whole.image_copy.last.weight, whole.image_head.last.weight)
+    fill_in(student, task.recipe.losses)
+    joint, width = student.joint, NUMBERS.window_width
+    assert torch.equal(joint.combiner.depth_proj.weight, joint.combiner.window_proj.weight[:, width:])
+    assert torch.equal(joint.text_copy.last.weight, joint.text_head.last.weight)
+    assert torch.equal(student.snippets.mean, student.reports.mean)
+    same = torch.equal(joint.image_copy.last.weight, joint.image_head.last.weight)
     assert same == ("image_copy" in resting)
-    before = whole.text_copy.last.weight.clone()
+
+
+def test_with_all_losses_nothing_is_filled_in(folder):
+    task = task_of(folder)
+    student = task.student()
     with torch.no_grad():
-        whole.text_head.last.weight.add_(1.0)
-    fill_in(whole, JointLosses.model_validate({}))
-    assert torch.equal(whole.text_copy.last.weight, before), "with all losses nothing is filled in"
+        student.joint.text_head.last.weight.add_(1.0)
+    fill_in(student, task.recipe.losses)
+    assert not torch.equal(student.joint.text_copy.last.weight, student.joint.text_head.last.weight)
+
+
+def test_standards_are_folded_into_the_first_maps(folder):
+    """The exported model reads rows as they come, and says what the student says."""
+    task = task_of(folder, hide=0.0)
+    student = task.student().eval()
+    assert student.windows.deviation.max() != 1 and student.reports.mean.abs().max() > 0
+    batch = next(task.batches(0, CPU))
+    with torch.no_grad():
+        for parameter in student.joint.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        seen = student(batch, task._texts(batch), batch.present, torch.ones(()))
+        joint = student.folded()
+        scans = joint.scans(batch.both, batch.present)
+        depths, _ = joint.depths(batch.depths, batch.present)
+        said = [task.tower.rows[n] for n in (batch.reports, batch.snippets)]
+        told = (scans.report, scans.disease, depths, joint.reports(said[0]), joint.snippets(said[1]))
+    for found, wanted in zip(told, seen[:5], strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_the_effective_weights_are_those_of_the_recipe(folder):
@@ -210,7 +230,7 @@ def test_what_is_exported_names_what_it_does_not_hold(folder, monkeypatch):
         "load_text_tower",
         lambda name: (tower, type("T", (), {"text": "{}"}), {"hidden_size": TEXT}),
     )
-    tensors = {f"joint.{n}": t for n, t in task.student().joint.state_dict().items()}
+    tensors = task.student().state_dict()
     file = joint_file(task, tensors, 4)
     assert file.config.reader.name == "phantom-small" and file.config.reader.sha256 == "0" * 64
     assert file.config.text.encoder == "minilm" and file.config.depth_mm == 48.0
@@ -247,6 +267,6 @@ def test_lora_learns_and_is_merged_into_what_is_exported(folder, tmp_path):
 
 def test_windows_of_another_encoder_are_not_exported(folder, tmp_path):
     task = task_of(features(tmp_path / "other", source=str(tmp_path / "gone")))
-    tensors = {f"joint.{n}": t for n, t in task.student().joint.state_dict().items()}
+    tensors = task.student().state_dict()
     with pytest.raises(WeightsError):
         joint_file(task, tensors, 1)

@@ -15,7 +15,7 @@ from hilum.io.limits import Answers, Mode
 from hilum.io.open import open_volume
 from hilum.read.encoder import load
 from hilum.read.found import ImageRef
-from hilum.read.joint import Located, ScanInSpace, locate, not_joint, put_in_space
+from hilum.read.joint import Located, locate, not_joint, put_in_space
 from hilum.read.place import image_at, nearest_voxel, slice_axis_of
 from hilum.volume import CTVolume
 
@@ -112,12 +112,13 @@ def locate_in(
     volume = open_volume(path, mode=mode, answers=answers)
     scan = put_in_space(loaded, volume, depth_mm=depth_mm)
     found = locate(loaded, scan, sentences)
-    told = [_answer(text, one, volume, scan) for text, one in zip(sentences, found, strict=True)]
+    told = [answer_of(text, one, volume) for text, one in zip(sentences, found, strict=True)]
     named = {"name": str(loaded.card["name"]), "sha256": str(loaded.card.get("sha256", ""))}
     return LocatedAll(tuple(told), tuple(map(float, scan.depth_mm)), named, volume)
 
 
-def _answer(text: str, found: Located, volume: CTVolume, scan: ScanInSpace) -> Answer:
+def answer_of(text: str, found: Located, volume: CTVolume) -> Answer:
+    """An answer as a place to go to."""
     grid = volume.geometry
     point = grid.to_mm((np.array(grid.shape) - 1)[None] / 2)[0]
     point[2] = found.z_mm

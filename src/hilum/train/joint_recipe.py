@@ -61,6 +61,9 @@ class JointRecipe(RunRecipe):
     shortest: int = Field(11, ge=0, description="words of a report that is worth reading")
     rescale: float = Field(2.0, ge=1, description="largest factor of all coordinates of a step")
     hide: float = Field(0.0, ge=0, lt=1, description="chance of a window to be hidden in a step")
+    fresh: Literal["published", "fan"] = Field(
+        "published", description="weights from a normal of 0.02, or by each map's width: for narrow models"
+    )
     bias: float = Field(-10.0, description="of SigLIP at the start; -10 is for batches of thousands")
     steps: int = Field(ge=1)
     batch: int = Field(ge=2, description="scans per step on all ranks together")

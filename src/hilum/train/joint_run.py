@@ -15,7 +15,6 @@ from hilum.io.encoder_file import EncoderConfig, EncoderFile, load_encoder, save
 from hilum.io.hub import FETCHED
 from hilum.io.weights import preset_data
 from hilum.model.preset import JointPreset
-from hilum.model.radfinder import RadFinder
 from hilum.model.text_tower import TextTower
 from hilum.text.prompt_bank import load_bank
 from hilum.text.tokens import Tokens
@@ -94,12 +93,13 @@ def joint_file(task: JointRun, tensors: Mapping[str, torch.Tensor], step: int) -
 
 
 def finished(task: JointRun, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors of the joint part, whole (`joint_student.fill_in`)."""
-    joint = RadFinder(task.preset.net.config())
-    own = {n.removeprefix("joint."): t.float() for n, t in tensors.items() if n.startswith("joint.")}
-    joint.load_state_dict(own)
-    fill_in(joint, task.recipe.losses)
-    return {name: tensor.detach().clone() for name, tensor in joint.state_dict().items()}
+    """Tensors of the joint part, whole: what rested filled in, standards folded in
+    (`joint_student`)."""
+    student = task.student()
+    student.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    fill_in(student, task.recipe.losses)
+    state = student.folded().state_dict()
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def _windows(facts: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -46,22 +47,56 @@ class JointSeen(NamedTuple):
     prompts: torch.Tensor
 
 
+class Standard(nn.Module):
+    """Numbers of a frozen tower, each with mean 0 and deviation 1 over the training set: what all scans (all
+    reports) have in common says nothing of any, and drowns what tells them apart. Folded into the first map
+    when training is over (`fold`)."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    @torch.no_grad()
+    def fit(self, rows: torch.Tensor) -> None:
+        """Of rows (N, W)."""
+        self.mean.copy_(rows.mean(0))
+        self.deviation.copy_(rows.std(0, correction=0).clamp_min(1e-3))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """(..., W)."""
+        return (rows - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def fold(self, first: nn.Linear) -> None:
+        """Into the map that reads the rows: it then reads them as they are."""
+        first.weight.div_(self.deviation)
+        first.bias.sub_(first.weight @ self.mean)
+
+
 class JointStudent(nn.Module):
     """Combiner and heads, and a text tower where that learns.
 
     Args:
         numbers: of the joint model. losses: parts that no loss reaches are not trained.
-        text: with its weights, if `lora` is given. bias: of SigLIP at the start.
+        text: with its weights, if `lora` is given. bias: of SigLIP at the start. fan: see `by_width`.
     """
 
     def __init__(
         self, numbers: JointNumbers, losses: JointLosses, text: TextTower | None = None,
-        lora: JointLora | None = None, bias: float = -10.0,
+        lora: JointLora | None = None, bias: float = -10.0, fan: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.joint = RadFinder(numbers.config())
+        if fan:
+            by_width(self.joint)
         nn.init.constant_(self.joint.scale.bias, bias)
-        self.text = text
+        self.windows, self.depths = Standard(2 * numbers.window_width), Standard(numbers.window_width)
+        self.reports, self.snippets = Standard(numbers.text_width), Standard(numbers.text_width)
+        self.text, self.places = text, bool(losses.snippets)
         if text is not None and lora is not None:
             text.requires_grad_(False)
             with_lora(text.model, lora.rank, lora.alpha, lora.dropout, lora.targets)
@@ -76,12 +111,30 @@ class JointStudent(nn.Module):
             present: windows that are shown. rescale: of coordinates.
         """
         joint = self.joint
-        scans = joint.scans(batch.both, present, rescale)
-        depths, _ = joint.depths(batch.depths, present, rescale)
+        scans = joint.scans(self.windows(batch.both), present, rescale)
+        if self.places:
+            depths, _ = joint.depths(self.depths(batch.depths), present, rescale)
+        else:
+            depths = scans.disease[:, None]
         return JointSeen(
-            scans.report, scans.disease, depths, joint.reports(self._pooled(texts.reports)),
-            joint.snippets(self._pooled(texts.snippets)), joint.reports(self._pooled(texts.prompts)),
+            scans.report, scans.disease, depths, self._reports(texts.reports),
+            joint.snippets(self.snippets(self._pooled(texts.snippets))), self._reports(texts.prompts),
         )  # fmt: skip
+
+    @torch.no_grad()
+    def folded(self) -> RadFinder:
+        """The joint part, reading rows as they come."""
+        joint = copy.deepcopy(self.joint)
+        self.windows.fold(joint.combiner.window_proj)
+        self.depths.fold(joint.combiner.depth_proj)
+        for standard, head in ((self.reports, joint.text_head), (self.snippets, joint.text_copy)):
+            first = head.layers[0]
+            assert isinstance(first, nn.Linear)
+            standard.fold(first)
+        return joint
+
+    def _reports(self, texts: Texts) -> torch.Tensor:
+        return self.joint.reports(self.reports(self._pooled(texts)))
 
     def _pooled(self, texts: Texts) -> torch.Tensor:
         if isinstance(texts, torch.Tensor):
@@ -109,13 +162,26 @@ class JointStudent(nn.Module):
 
 
 @torch.no_grad()
-def fill_in(joint: RadFinder, losses: JointLosses) -> None:
+def by_width(joint: RadFinder) -> None:
+    """Fresh maps as wide as Glorot and Bengio (AISTATS 2010) have them. The published deviation of 0.02 is
+    about that for maps of 2,000; in narrow ones every layer of a head would shrink what tells scans apart."""
+    for module in joint.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+    joint.combiner.start_depths()
+    joint.copy_heads()
+
+
+@torch.no_grad()
+def fill_in(student: JointStudent, losses: JointLosses) -> None:
     """After training: what no loss reached takes the place of what it began as a copy of. Without placed
     sentences a depth is read as the windows' means are, and compared with what was trained on reports."""
     if losses.snippets:
         return
+    joint = student.joint
     joint.combiner.start_depths()
     joint.text_copy.load_state_dict(joint.text_head.state_dict())
+    student.snippets.load_state_dict(student.reports.state_dict())
     if not losses.prompts:
         joint.image_copy.load_state_dict(joint.image_head.state_dict())
 

@@ -26,13 +26,16 @@ from hilum.text.tokens import Tokens
 from hilum.train.clipping import clip_by_part
 from hilum.train.ema import Average, unwrapped
 from hilum.train.groups import GroupRecipe, adamw_groups, parameter_groups
-from hilum.train.joint_data import JointBatch, JointScans, JointStream, samples_facts
+from hilum.train.joint_data import JointBatch, JointScans, JointStream, samples_facts, tensors_of
 from hilum.train.joint_recipe import JointRecipe
 from hilum.train.joint_student import JointSeen, JointStudent, JointTexts, Texts, joint_losses
 from hilum.train.parallel import exchange_gradients, without_exchange
 from hilum.train.schedule import Rates
 from hilum.train.stream import generator_of
 from hilum.train.task import Losses
+
+STANDARD_SCANS = 1000
+"""Scans that windows are standardised by."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ class JointRun:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         tower = copy.deepcopy(self.tower.tower)
-        return JointStudent(self.preset.net, recipe.losses, tower, recipe.text.lora, recipe.bias)
+        fan = recipe.fresh == "fan"
+        student = JointStudent(self.preset.net, recipe.losses, tower, recipe.text.lora, recipe.bias, fan)
+        self._standardise(student)
+        return student
 
     def groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """See `Task`."""
@@ -126,6 +132,18 @@ class JointRun:
     def clip(self, model: nn.Module) -> None:
         """See `Task`."""
         clip_by_part(model, self.recipe.clip)
+
+    def _standardise(self, student: JointStudent) -> None:
+        """By the scans of the split, the first of them if there are many, and by texts of a frozen tower."""
+        samples = self.scans.samples[:STANDARD_SCANS]
+        read = [tensors_of(self.scans.cache.get(s.key, s.scan or None)) for s in samples]
+        student.windows.fit(torch.cat([scan["both"].flatten(0, 2) for scan in read]))
+        student.depths.fit(torch.cat([scan["depths"].flatten(0, 3) for scan in read]))
+        if self.tower.rows is not None:
+            placed = {p.text for s in self.scans.samples for p in s.snippets}
+            there = torch.tensor([text in placed for text in self.scans.texts])
+            student.reports.fit(self.tower.rows[~there])
+            student.snippets.fit(self.tower.rows[there] if there.any() else self.tower.rows)
 
     def _hidden(self, batch: JointBatch, step: int) -> torch.Tensor:
         """Windows that a step does not show, each scan's own draw; one at least is left."""
