@@ -10,6 +10,7 @@ from hilum.io.weights import load_weights, preset_data, preset_names, save_weigh
 from hilum.model.preset import NETWORKS, build, load_state, preset_from
 
 PARAMETERS = {
+    "colipri": 144_085_536,
     "exact-flexict": 146_989_315,
     "exact-nano": 1_341_835,
     "exact-ymamba": 87_206_443,
@@ -62,6 +63,15 @@ def test_radfinder_is_its_layers():
         return (width * 2048 + 2048) + (2048 * 2048 + 2048) + (2048 * 256 + 256) + 256 * 512
 
     assert combiner + 2 * head(2 * e) + 2 * head(1024) + 2 == PARAMETERS["radfinder"]
+
+
+def test_colipri_is_its_layers():
+    """COLIPRI (radfinder.md §2.1): Primus-M. Keys have no bias, branches a norm inside and a scale behind."""
+    w, hidden = 864, 2304
+    attention = 4 * w * w + 3 * w + 2 * w
+    mlp = 3 * w * hidden + 2 * hidden + w + 2 * hidden
+    block = attention + mlp + 2 * 2 * w + 2 * w
+    assert (8**3 + 1) * w + 16 * block + 2 * w == PARAMETERS["colipri"]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

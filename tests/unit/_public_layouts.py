@@ -138,6 +138,139 @@ def radfinder(text: Mapping[str, torch.Tensor], seed: int = 0) -> dict[str, torc
     return state | {"criterion.t": torch.tensor(2.5), "criterion.b": torch.tensor(-9.0)}
 
 
+def shapes_of_colipri(
+    width: int = 72, depth: int = 2, hidden: int = 20, size: int = 24, patch: int = 4
+) -> dict[str, tuple[int, ...]]:
+    """COLIPRI but its text tower, in the names of its package; 12 heads, here of 6 channels and of 2."""
+    back = "image_encoder.backbone"
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{back}.mask_token": (1, 1, width),
+        f"{back}.down_projection.proj.weight": (width, 1, patch, patch, patch),
+        f"{back}.down_projection.proj.bias": (width,),
+        f"{back}.eva.norm.weight": (width,), f"{back}.eva.norm.bias": (width,),
+        "image_encoder.projector.weight": (size, width, 1, 1, 1), "image_encoder.projector.bias": (size,),
+    }  # fmt: skip
+    for n in range(depth):
+        block = {
+            "gamma_1": (width,), "gamma_2": (width,),
+            "norm1.weight": (width,), "norm1.bias": (width,),
+            "attn.q_proj.weight": (width, width), "attn.q_proj.bias": (width,),
+            "attn.k_proj.weight": (width, width),
+            "attn.v_proj.weight": (width, width), "attn.v_proj.bias": (width,),
+            "attn.norm.weight": (width,), "attn.norm.bias": (width,),
+            "attn.proj.weight": (width, width), "attn.proj.bias": (width,),
+            "norm2.weight": (width,), "norm2.bias": (width,),
+            "mlp.fc1_g.weight": (hidden, width), "mlp.fc1_g.bias": (hidden,),
+            "mlp.fc1_x.weight": (hidden, width), "mlp.fc1_x.bias": (hidden,),
+            "mlp.norm.weight": (hidden,), "mlp.norm.bias": (hidden,),
+            "mlp.fc2.weight": (width, hidden), "mlp.fc2.bias": (width,),
+        }  # fmt: skip
+        shapes |= {f"{back}.eva.blocks.{n}.{name}": shape for name, shape in block.items()}
+    for tower in ("image_encoder", "text_encoder"):
+        shapes |= {
+            f"{tower}.pooler.attn.in_proj_weight": (3 * size, size),
+            f"{tower}.pooler.attn.in_proj_bias": (3 * size,),
+            f"{tower}.pooler.attn.out_proj.weight": (size, size),
+            f"{tower}.pooler.attn.out_proj.bias": (size,),
+        }
+    return shapes
+
+
+def shapes_of_bert(
+    width: int, depth: int, hidden: int, words: int, places: int
+) -> dict[str, tuple[int, ...]]:
+    """BERT without its pooler and head."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (words, width),
+        "embeddings.position_embeddings.weight": (places, width),
+        "embeddings.token_type_embeddings.weight": (2, width),
+        "embeddings.LayerNorm.weight": (width,), "embeddings.LayerNorm.bias": (width,),
+    }  # fmt: skip
+    for n in range(depth):
+        layers = {
+            "attention.self.query": (width, width), "attention.self.key": (width, width),
+            "attention.self.value": (width, width), "attention.output.dense": (width, width),
+            "intermediate.dense": (hidden, width), "output.dense": (width, hidden),
+        }  # fmt: skip
+        for name, shape in layers.items():
+            shapes |= {
+                f"encoder.layer.{n}.{name}.weight": shape, f"encoder.layer.{n}.{name}.bias": shape[:1]
+            }  # fmt: skip
+        for name in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes |= {
+                f"encoder.layer.{n}.{name}.weight": (width,), f"encoder.layer.{n}.{name}.bias": (width,)
+            }  # fmt: skip
+    return shapes
+
+
+CXR_BERT = {
+    "model_type": "cxr-bert", "architectures": ["CXRBertModel"], "projection_size": 8,
+    "auto_map": {"AutoModel": "modeling_cxrbert.CXRBertModel"}, "hidden_size": 24, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "intermediate_size": 30, "vocab_size": 40, "max_position_embeddings": 32,
+    "type_vocab_size": 2, "pad_token_id": 0,
+}  # fmt: skip
+"""config.json of the text tower, its code named beside it."""
+
+
+def colipri(temperature: float | None = 0.07, seed: int = 0) -> dict[str, torch.Tensor]:
+    """COLIPRI whole; None for a file without temperature."""
+    bert = shapes_of_bert(24, 1, 30, 40, 32)
+    shapes = shapes_of_colipri() | {f"text_encoder.backbone.{name}": shape for name, shape in bert.items()}
+    state = drawn(shapes, seed)
+    return state if temperature is None else state | {"softmax_temperature": torch.tensor(temperature)}
+
+
+def public_primus(state: Mapping[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    """COLIPRI's backbone, name by name, in float64: (B, N, W). Channels 2 j and 2 j + 1 turn together."""
+    s = {name: t.double() for name, t in part_of(state, "image_encoder.backbone.").items()}
+    kernel = s["down_projection.proj.weight"]
+    x = F.conv3d(image.double(), kernel, s["down_projection.proj.bias"], stride=kernel.shape[2])
+    lines = torch.meshgrid(*(torch.arange(n) for n in x.shape[2:]), indexing="ij")
+    places = torch.stack(lines, -1).reshape(-1, 3).double()
+    x = x.flatten(2).transpose(1, 2)
+    width = x.shape[2]
+    bands = 10000.0 ** -(torch.arange(width // 12 // 6).double() / (width // 12 // 6))
+    turn = torch.polar(torch.ones(1).double(), (places[:, :, None] * bands).flatten(1))
+
+    def normed(y: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(y, y.shape[-1:], b[f"{name}.weight"], b[f"{name}.bias"], 1e-5)
+
+    for n in range(2):
+        b = part_of(s, f"eva.blocks.{n}.")
+        y = normed(x, "norm1")
+        q = y @ b["attn.q_proj.weight"].T + b["attn.q_proj.bias"]
+        k = y @ b["attn.k_proj.weight"].T
+        v = y @ b["attn.v_proj.weight"].T + b["attn.v_proj.bias"]
+        q, k, v = (t.unflatten(2, (12, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k = (
+            torch.view_as_real(torch.view_as_complex(t.unflatten(3, (-1, 2)).contiguous()) * turn).flatten(3)
+            for t in (q, k)
+        )
+        share = (q @ k.transpose(2, 3) / math.sqrt(width // 12)).softmax(-1)
+        y = normed((share @ v).transpose(1, 2).flatten(2), "attn.norm")
+        x = x + b["gamma_1"] * (y @ b["attn.proj.weight"].T + b["attn.proj.bias"])
+        y = normed(x, "norm2")
+        gate = y @ b["mlp.fc1_g.weight"].T + b["mlp.fc1_g.bias"]
+        y = gate * torch.sigmoid(gate) * (y @ b["mlp.fc1_x.weight"].T + b["mlp.fc1_x.bias"])
+        x = x + b["gamma_2"] * (normed(y, "mlp.norm") @ b["mlp.fc2.weight"].T + b["mlp.fc2.bias"])
+    return F.layer_norm(x, (width,), s["eva.norm.weight"], s["eva.norm.bias"], 1e-5)
+
+
+def public_pool(state: Mapping[str, torch.Tensor], tower: str, tokens: torch.Tensor) -> torch.Tensor:
+    """COLIPRI's pooling of one text or scan (T, W), head by head, in float64: (W,)."""
+    s = {name: t.double() for name, t in part_of(state, f"{tower}.pooler.attn.").items()}
+    tokens = tokens.double()
+    size = tokens.shape[1] // 12
+    kinds = zip(s["in_proj_weight"].chunk(3), s["in_proj_bias"].chunk(3), strict=True)
+    (wq, bq), (wk, bk), (wv, bv) = kinds
+    q, k, v = wq @ tokens.mean(0) + bq, tokens @ wk.T + bk, tokens @ wv.T + bv
+    heads = []
+    for h in range(12):
+        at = slice(h * size, (h + 1) * size)
+        heads.append((k[:, at] @ q[at] / math.sqrt(size)).softmax(0) @ v[:, at])
+    return s["out_proj.weight"] @ torch.cat(heads) + s["out_proj.bias"]
+
+
 def turned(x: torch.Tensor, places: torch.Tensor, periods: torch.Tensor) -> torch.Tensor:
     """Every pair of channels as a complex number, turned by the angle of its axis; CLS stays."""
     number = torch.complex(*x[:, :, 1:].double().chunk(2, dim=-1))

@@ -1,4 +1,4 @@
-"""`hilum import flexict|spectre|radfinder|exact SRC DST`."""
+"""`hilum import colipri|flexict|spectre|radfinder|exact SRC DST`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,19 @@ def import_() -> None:
     SRC is a torch archive (its pickle is opened in a process of its own), a safetensors file, or a folder
     with one. DST is the model's folder. A refused checkpoint leaves nothing behind.
     """
+
+
+@import_.command()
+@SOURCE
+@FOLDER
+@click.option(
+    "--text", required=True, type=click.Path(path_type=Path),
+    help="Folder with config.json and tokenizer.json of BiomedVLP-CXR-BERT-specialized.",
+)  # fmt: skip
+@AS_JSON
+def colipri(source: Path, folder: Path, text: Path, as_json: bool) -> None:
+    """COLIPRI, volumes and reports, as its hub has it: safetensors only. The weights are MIT."""
+    _run("colipri", source, folder, as_json, text=text)
 
 
 @import_.command()

@@ -221,7 +221,9 @@ def _fit_spans(pipeline: Pipeline, shape: tuple[int, int, int]) -> list[tuple[in
             size = -(-n // wanted) * wanted
         elif pipeline.fit == "crop-multiple":
             size = max(1, n // wanted) * wanted
-        spans.append(((n - size) // 2 if size <= n else -((size - n) // 2), size))
+        # floor of a negative number is further from zero: that is the odd voxel's side
+        low = (n - size) // 2 if (size <= n) == (pipeline.odd == "last") else -((size - n) // 2)
+        spans.append((low, size))
     return spans
 
 

@@ -28,6 +28,8 @@ Fit = Literal["keep", "shape", "at-least", "pad-multiple", "crop-multiple"]
 Codec = Literal["zstd", "lz4"]
 Three = tuple[float, float, float]
 _AXES = ["AP", "RL", "SI"]
+LATER: Mapping[str, str] = MappingProxyType({"odd": "last"})
+"""Settings that came after format 1 of a store, and what held before."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Pipeline:
         fit: ``shape`` crops and pads to `fit_vox` about the centre, ``at-least`` only pads;
             ``pad-multiple`` and ``crop-multiple`` go up or down to whole multiples of `fit_vox` (one at
             least).
+        odd: where the odd voxel of a crop or of padding goes, ``last`` or ``first`` along its axis.
         pad: what padding holds: ``low`` the lower end of `clip_hu`, ``min`` the smallest value of the scan.
         dtype: how a store keeps it: ``int16`` in steps of 1 HU (clahe: 1/32640), or ``float16`` values.
         codec: of the store's chunks: ``zstd``, or ``lz4`` for larger files that are read faster.
@@ -67,6 +70,7 @@ class Pipeline:
     coarser_mm: Three | None = None
     fit: Fit = "keep"
     fit_vox: tuple[int, int, int] = (1, 1, 1)
+    odd: Literal["last", "first"] = "last"
     pad: Literal["low", "min"] = "low"
     dtype: Literal["int16", "float16"] = "int16"
     codec: Codec = "lz4"
@@ -82,8 +86,10 @@ class Pipeline:
         return apply(self, volume)
 
     def facts(self) -> dict[str, Any]:
-        """Every setting, for receipts and for the store (JSON types only)."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Every setting, for receipts and for the store (JSON types only). One that came later is there only
+        where it is not what all did before: stores that are older stay what they are."""
+        told = {k: v for k, v in asdict(self).items() if k not in LATER or v != LATER[k]}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Pipeline:
@@ -218,14 +224,14 @@ _HILUM = (
         fit="shape",
         fit_vox=(240, 480, 480),
     ),
-    # COLIPRI (radfinder.md §2.1).
+    # COLIPRI (radfinder.md §2.1), RAS since version 0.1.2 of its package; before SAR, as its card prints.
     Pipeline(
         "colipri",
-        axes="SAR",
         spacing_mm=(2.0, 2.0, 2.0),
         anchor="centre",
         fit="shape",
         fit_vox=(192, 192, 192),
+        odd="first",
         pad="min",
     ),
 )

@@ -205,14 +205,14 @@ def unfit(
     )
 
 
-def without_tower() -> UsageError:
-    """The refusal to make a model of reports from a checkpoint alone."""
+def without_tower(name: str = "Qwen3-Embedding-0.6B") -> UsageError:
+    """The refusal to make a model of reports from a checkpoint alone; `name` is the tower's."""
     return UsageError(
         "CONFIG_VALUE",
         "a model of reports has a text tower",
         expected="its configuration and tokenizer",
         got="none",
-        hint="--text FOLDER with config.json and tokenizer.json of Qwen3-Embedding-0.6B.",
+        hint=f"--text FOLDER with config.json and tokenizer.json of {name}.",
     )
 
 

@@ -11,14 +11,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
-from hilum.convert import flexict, radfinder, spectre
+from hilum.convert import colipri, flexict, radfinder, spectre
 from hilum.convert.foreign import Foreign, open_foreign
 from hilum.convert.names import Row, Rule, account
 from hilum.errors import OutputError, UsageError, WeightsError
 from hilum.io.encoder_file import EncoderConfig, EncoderFile, save_encoder
 from hilum.model.encoder import build_encoder
 
-Family = Literal["flexict", "radfinder", "spectre"]
+Family = Literal["colipri", "flexict", "radfinder", "spectre"]
 TEXT_FILES = ("config.json", "tokenizer.json")
 TEXT_BYTES = 64 * 2**20
 
@@ -157,6 +157,11 @@ def _text_of(folder: Path) -> tuple[dict[str, Any], str]:
     return json.loads(texts[0]), texts[1]
 
 
+def _colipri(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None) -> Recipe:
+    config = colipri.encoder_config(foreign, kind, text)
+    return Recipe(config, colipri.rules_of(foreign), colipri.filled_of(foreign))
+
+
 def _flexict(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None) -> Recipe:
     prefix = flexict.prefix_of(foreign)
     config = flexict.encoder_config(foreign, prefix, flexict.kind_of(foreign, prefix, kind), text)
@@ -178,6 +183,12 @@ def _spectre(foreign: Foreign, kind: str | None, text: Mapping[str, Any] | None)
 
 FAMILIES: Mapping[Family, Published] = MappingProxyType(
     {
+        "colipri": Published(
+            _colipri,
+            colipri.LICENCE,
+            colipri.TERMS,
+            "tens of thousands of chest CT volumes of Turkey and the USA with reports (arXiv:2510.15042)",
+        ),
         "flexict": Published(
             _flexict,
             flexict.LICENCE,

@@ -17,6 +17,7 @@ from hilum.cohort.store import Store
 from hilum.exam.features import FeatureView, Pooling, ScanFeatures, scan_features
 from hilum.exam.frozen_cohort import FrozenCohort, require_untrained_on
 from hilum.exam.plain_features import histogram_features, keeps_hu
+from hilum.model.encoder import vit_of
 from hilum.model.vit import ViT
 from hilum.read.encoder import LoadedEncoder, load
 
@@ -71,7 +72,7 @@ class Loaded:
     @property
     def vision(self) -> ViT:
         """Its backbone."""
-        return self.model.encoder.vision
+        return vit_of(self.model.encoder)
 
     @property
     def kind(self) -> str:

@@ -48,14 +48,33 @@ class TextConfig(_Strict):
         config: of the Hugging Face module. pooling: of its tokens. max_tokens: a text is cut there.
         prefix: stands before every text. lower: texts are lower-cased first, as in training.
         encoder: name of the tower whose weights are not in the folder (`io.hub.FETCHED`); None: they are.
+        heads: of the pooling ``mean-query``, which has some (`model.mean_query`).
     """
 
     config: dict[str, Any]
-    pooling: Literal["mean", "last", "attention", "cls"]
+    pooling: Literal["mean", "last", "attention", "cls", "mean-query"]
     max_tokens: int = Field(256, ge=2, le=32768)
     prefix: str = ""
     lower: bool = False
     encoder: str | None = None
+    heads: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> TextConfig:
+        if (self.heads is not None) != (self.pooling == "mean-query"):
+            raise ValueError("heads belong to the pooling mean-query, which has some")
+        return self
+
+
+class PooledConfig(_Strict):
+    """Patches that are mapped into the space of texts one by one and pooled there (`model.mean_query`), in
+    the stead of a linear map of CLS and mean patch.
+
+    Attributes:
+        heads: of the pooling.
+    """
+
+    heads: int = Field(12, ge=1)
 
 
 class ReaderRef(_Strict):
@@ -94,7 +113,7 @@ class EncoderConfig(_Strict):
             volumes saw at once, on the axes of `prep`; None takes what `prep` pads to. view_vox: voxels that
             it was shown with; None: as many. joint: of a `3d-joint`. reader: what reads its windows where no
             backbone does; then there is no prep either. depth_mm: of the depths that it was trained on; None
-            takes the patch.
+            takes the patch. pooled: how a 3d-vlm pools; None takes CLS and mean patch.
     """
 
     format: int = Field(FORMAT, ge=1)
@@ -111,6 +130,7 @@ class EncoderConfig(_Strict):
     joint: JointConfig | None = None
     reader: ReaderRef | None = None
     depth_mm: float | None = Field(None, gt=0)
+    pooled: PooledConfig | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> EncoderConfig:
@@ -119,6 +139,8 @@ class EncoderConfig(_Strict):
             raise ValueError("text and embedding belong to kinds 3d-vlm and 3d-joint, which have both")
         if (self.joint is not None) != (self.kind == "3d-joint"):
             raise ValueError("joint belongs to kind 3d-joint, which has it")
+        if self.pooled is not None and self.kind != "3d-vlm":
+            raise ValueError("pooled belongs to kind 3d-vlm")
         if self.reader is not None and self.joint is None:
             raise ValueError("a reader reads the windows of a 3d-joint")
         if (self.reader is None) != bool(self.backbone) or (self.reader is None) != bool(self.prep):
@@ -158,8 +180,8 @@ class EncoderFile:
 
     Args:
         config: see `EncoderConfig`. tensors: by name, float32 or float16: ``vision.*``, and for 3d-vlm
-            ``projection.weight``, ``temperature.log_scale``, ``text.*``; for 3d-joint ``joint.*``,
-            ``text.*``.
+            ``projection.weight`` (or ``pooled.*``), ``temperature.log_scale``, ``text.*``; for 3d-joint
+            ``joint.*``, ``text.*``.
         tokenizer: text of a `tokenizers` file, where texts are read. card: see `CARD_KEYS`; `sha256` of the
             weights is set when it is saved.
 
@@ -269,7 +291,11 @@ def _explain(error: ValidationError, path: Path | None) -> WeightsError:
     if first["type"] != "extra_forbidden":
         got = {name: value for name, value in [("got", first.get("input"))] if not isinstance(value, dict)}
         return WeightsError("CONFIG_VALUE", f"{where} of an encoder: {first['msg']}", path=path, **got)
-    sections: dict[str, type[BaseModel]] = {"text": TextConfig, "joint": JointConfig}
+    sections: dict[str, type[BaseModel]] = {
+        "text": TextConfig,
+        "joint": JointConfig,
+        "pooled": PooledConfig,
+    }
     section = sections.get(str(first["loc"][0]), EncoderConfig)
     near = get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"Known keys: {', '.join(section.model_fields)}."

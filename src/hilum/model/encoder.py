@@ -17,11 +17,13 @@ from torch.nn import functional as F
 
 from hilum.errors import UsageError, WeightsError
 from hilum.io.encoder_file import EncoderConfig, JointConfig, TextConfig
-from hilum.model.preset import BackbonePreset, load_state
+from hilum.model.mean_query import PatchHead
+from hilum.model.preset import backbone_from, build_backbone, load_state
+from hilum.model.primus import Primus
 from hilum.model.radfinder import JointNumbers, RadFinder
 from hilum.model.temperature import Temperature
 from hilum.model.vit import ViT, ViTOutput
-from hilum.tensors import DepthTokens, Embeddings, TowerRows
+from hilum.tensors import AllTokens, DepthTokens, Embeddings, Tokens, TowerRows
 
 
 class WindowRead(NamedTuple):
@@ -44,17 +46,19 @@ class Encoder(nn.Module):
             patch -> embedding. temperature: of similarities.
         text: `model.text_tower.TextTower`; with a projection it is as wide as an embedding.
         joint: combiner and heads (`model.radfinder`), in the stead of projection and temperature.
+        pooled: patches -> embedding (`model.mean_query`), in the stead of projection.
     """
 
-    vision: ViT
+    vision: ViT | Primus
 
     def __init__(
         self,
-        vision: ViT | None,
+        vision: ViT | Primus | None,
         projection: nn.Linear | None = None,
         temperature: Temperature | None = None,
         text: nn.Module | None = None,
         joint: RadFinder | None = None,
+        pooled: PatchHead | None = None,
     ) -> None:
         super().__init__()
         if vision is not None:
@@ -63,6 +67,7 @@ class Encoder(nn.Module):
         self.temperature = temperature
         self.text = text
         self.joint = joint
+        self.pooled = pooled
 
     def read_windows(self, windows: torch.Tensor, patch: int | Sequence[int] | None = None) -> WindowRead:
         """Windows (N, 1, X, Y, Z) of RAS+ scans, as the combiner reads them (RadFinder §1.2).
@@ -76,11 +81,13 @@ class Encoder(nn.Module):
 
     def project(self, output: ViTOutput) -> Embeddings:
         """Of each picture of a batch, before it is brought to length 1: (B, E). Means of these are means of
-        CLS and patches: the map is linear.
+        CLS and patches where the map is linear; where patches are pooled by attention it is not.
 
         Raises:
             UsageError: `MODEL_INPUT` for a model without reports.
         """
+        if self.pooled is not None:
+            return self.pooled(output.patches)
         if self.projection is None:
             raise without_text("an embedding in the space of texts")
         return self.projection(torch.cat([output.cls, output.patches.mean(1)], dim=1))
@@ -92,6 +99,20 @@ class Encoder(nn.Module):
             UsageError: as of `project`.
         """
         return unit(self.project(output))
+
+    def patch_embeddings(self, patches: AllTokens) -> Tokens:
+        """Patches (B, N, W) in the space of texts (B, N, E), of length 1, in float32 or better.
+
+        Raises:
+            UsageError: `MODEL_INPUT` for a model whose patches are in no space of texts.
+        """
+        if self.pooled is None:
+            raise UsageError(
+                "MODEL_INPUT", "patches of this model are compared with texts", got="no pooling of patches",
+                expected="an encoder that maps patches one by one, as COLIPRI does",
+            )  # fmt: skip
+        rows = self.pooled.each(patches)
+        return unit(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
     def text_embedding(self, pooled: torch.Tensor, *, snippets: bool = False) -> Embeddings:
         """Of the text tower's vectors (N, W): of length 1, in float32 or better.
@@ -120,6 +141,20 @@ def without_text(what: str) -> UsageError:
     )
 
 
+def vit_of(encoder: Encoder) -> ViT:
+    """The backbone, for what looks into it further than its tokens.
+
+    Raises:
+        UsageError: `MODEL_INPUT` for another network.
+    """
+    if isinstance(encoder.vision, ViT):
+        return encoder.vision
+    raise UsageError(
+        "MODEL_INPUT", "this needs a backbone of the network vit", expected="vit",
+        got=type(encoder.vision).__name__.lower(), hint="Use hilum.load for its features.",
+    )  # fmt: skip
+
+
 def build_encoder(config: EncoderConfig, window_width: int | None = None) -> Encoder:
     """With fresh weights, from torch's own generator.
 
@@ -130,7 +165,7 @@ def build_encoder(config: EncoderConfig, window_width: int | None = None) -> Enc
         WeightsError: `CONFIG_KEY`, `CONFIG_VALUE` for a backbone, text tower or embedding that makes no
             model.
     """
-    vision = None if config.reader else ViT(BackbonePreset.from_dict(config.backbone).net)
+    vision = None if config.reader else build_backbone(backbone_from(config.backbone))
     if config.text is None or config.embedding is None:
         return Encoder(vision)
     text = _text_tower(config.text)
@@ -145,6 +180,9 @@ def build_encoder(config: EncoderConfig, window_width: int | None = None) -> Enc
             expected=f"embedding = {text.width}, the width of the text tower",
             got=config.embedding,
         )
+    if config.pooled is not None:
+        pooled = PatchHead(vision.config.width, config.embedding, config.pooled.heads)
+        return Encoder(vision, None, Temperature(), text, pooled=pooled)
     projection = nn.Linear(2 * vision.config.width, config.embedding, bias=False)
     return Encoder(vision, projection, Temperature(), text)
 
@@ -184,4 +222,6 @@ def _text_tower(config: TextConfig) -> nn.Module:
     # the language models' library is heavy, and only this kind of encoder needs it
     from hilum.model.text_tower import TextTower
 
-    return TextTower(config.config, config.pooling)
+    if config.heads is None:
+        return TextTower(config.config, config.pooling)
+    return TextTower(config.config, config.pooling, config.heads)

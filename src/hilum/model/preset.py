@@ -18,6 +18,7 @@ from hilum.model.cam import CamNet
 from hilum.model.clip_global import ClipNet
 from hilum.model.exact_vit import ExactViT, ExactViTConfig
 from hilum.model.organ_clip import OrganClipNet
+from hilum.model.primus import Primus, PrimusConfig
 from hilum.model.radfinder import JointNumbers, RadFinder
 from hilum.model.vit import ViT
 from hilum.model.vit_config import ViTConfig
@@ -89,6 +90,31 @@ class BackbonePreset:
         _known_network(data.get("network"), cls)
         _same_keys(data, {f.name for f in fields(cls)}, "preset")
         return cls(data["name"], data["network"], ViTConfig(**_numbers(data["net"], ViTConfig)))
+
+
+@dataclass(frozen=True)
+class PrimusPreset:
+    """One backbone of volumes that is read with and not trained here.
+
+    Args:
+        network: ``primus``. net: its numbers.
+    """
+
+    name: str
+    network: str
+    net: PrimusConfig
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PrimusPreset:
+        """Checked against the fields that exist.
+
+        Raises:
+            WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a number that makes
+                no network.
+        """
+        _known_network(data.get("network"), cls)
+        _same_keys(data, {f.name for f in fields(cls)}, "preset")
+        return cls(data["name"], data["network"], PrimusConfig(**_numbers(data["net"], PrimusConfig)))
 
 
 @dataclass(frozen=True)
@@ -175,8 +201,8 @@ class JointPreset:
         return cls(data["name"], data["network"], JointNumbers(**_numbers(data["net"], JointNumbers)))
 
 
-AnyPreset = Preset | BackbonePreset | ExactPreset | JointPreset
-AnyKind = type[Preset] | type[BackbonePreset] | type[ExactPreset] | type[JointPreset]
+AnyPreset = Preset | BackbonePreset | PrimusPreset | ExactPreset | JointPreset
+AnyKind = type[Preset] | type[BackbonePreset] | type[PrimusPreset] | type[ExactPreset] | type[JointPreset]
 
 NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
     {
@@ -185,6 +211,7 @@ NETWORKS: Mapping[str, AnyKind] = MappingProxyType(
         "clip_global": Preset,
         "organ_clip": Preset,
         "vit": BackbonePreset,
+        "primus": PrimusPreset,
         "ymamba": ExactPreset,
         "exact-vit": ExactPreset,
         "radfinder": JointPreset,
@@ -223,7 +250,14 @@ def _exact_net(network: str, data: Mapping[str, Any]) -> YMambaConfig | ExactViT
     return ExactViTConfig.read(numbers)
 
 
-NetKind = type[YNetConfig] | type[ViTConfig] | type[YMambaConfig] | type[ExactViTConfig] | type[JointNumbers]
+NetKind = (
+    type[YNetConfig]
+    | type[ViTConfig]
+    | type[PrimusConfig]
+    | type[YMambaConfig]
+    | type[ExactViTConfig]
+    | type[JointNumbers]
+)
 
 
 def _numbers(data: Mapping[str, Any], kind: NetKind) -> dict[str, Any]:
@@ -248,9 +282,19 @@ def build_network(preset: Preset) -> YNet | CamNet | ClipNet:
     return CamNet(preset.net) if preset.network == "cam" else YNet(preset.net)
 
 
-def build_backbone(preset: BackbonePreset) -> ViT:
+def build_backbone(preset: BackbonePreset | PrimusPreset) -> ViT | Primus:
     """The preset's backbone with fresh weights."""
-    return ViT(preset.net)
+    return Primus(preset.net) if isinstance(preset, PrimusPreset) else ViT(preset.net)
+
+
+def backbone_from(data: Mapping[str, Any]) -> BackbonePreset | PrimusPreset:
+    """The backbone that an encoder describes.
+
+    Raises:
+        WeightsError: `CONFIG_KEY`, `CONFIG_VALUE` as of the kinds, and for a network that is no backbone.
+    """
+    kind = PrimusPreset if data.get("network") == "primus" else BackbonePreset
+    return kind.from_dict(data)
 
 
 def build_exact(preset: ExactPreset) -> YMamba | ExactViT:
@@ -259,7 +303,7 @@ def build_exact(preset: ExactPreset) -> YMamba | ExactViT:
     return YMamba(net) if isinstance(net, YMambaConfig) else ExactViT(net)
 
 
-def build(preset: AnyPreset) -> YNet | CamNet | ClipNet | ViT | YMamba | ExactViT | RadFinder:
+def build(preset: AnyPreset) -> YNet | CamNet | ClipNet | ViT | Primus | YMamba | ExactViT | RadFinder:
     """Whichever the preset describes."""
     if isinstance(preset, JointPreset):
         return RadFinder(preset.net.config())

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from hilum.errors import InputRefused, UsageError, WeightsError
+from hilum.model.mean_query import MeanQueryPool
 from hilum.tensors import PooledText, TextIds, TextMask, TextQuery, TextStates, TextWeights
 
-Pooling = Literal["mean", "last", "cls", "attention"]
+Pooling = Literal["mean", "last", "cls", "attention", "mean-query"]
 """How the seen tokens of a text become one vector."""
 
 NOT_TAKEN = (
@@ -49,8 +50,9 @@ class TextTower(nn.Module):
     Args:
         config: a Hugging Face configuration (the contents of ``config.json``); ``model_type`` names the
             layout. Weights are fresh, float32.
-        pooling: ``mean`` over seen tokens, the ``last`` of them, the first (``cls``), or ``attention`` with
-            one learned query, which starts as the mean.
+        pooling: ``mean`` over seen tokens, the ``last`` of them, the first (``cls``), ``attention`` with one
+            learned query, which starts as the mean, or ``mean-query`` (`model.mean_query`), whose query is
+            the mean token. heads: of ``mean-query``, unused by others.
 
     Raises:
         UsageError: ``EXTRA_MISSING`` without the extra `text`; ``CONFIG_VALUE`` for an unknown pooling.
@@ -58,7 +60,7 @@ class TextTower(nn.Module):
             encoder which the library has.
     """
 
-    def __init__(self, config: Mapping[str, Any], pooling: str = "mean") -> None:
+    def __init__(self, config: Mapping[str, Any], pooling: str = "mean", heads: int = 12) -> None:
         super().__init__()
         if pooling not in get_args(Pooling):
             raise UsageError(
@@ -76,6 +78,7 @@ class TextTower(nn.Module):
         self._pad_id = int(module.config.pad_token_id or 0)
         # Zeros: every token counts alike at first, and the query has a gradient at once.
         self.query = nn.Parameter(torch.zeros(self.width)) if pooling == "attention" else None
+        self.pooler = MeanQueryPool(self.width, heads) if pooling == "mean-query" else None
 
     def forward(self, ids: TextIds, mask: TextMask) -> PooledText:
         """One vector per text, float32; zeros (and no gradient) where nothing is seen.
@@ -99,6 +102,8 @@ class TextTower(nn.Module):
         looked_at = seen.clone()
         looked_at[:, 0] = True
         states = self.model(input_ids=ids, attention_mask=looked_at.long()).last_hidden_state
+        if self.pooler is not None:
+            return self.pooler(states.masked_fill(~seen[..., None], 0.0), seen).float()
         return pool(states, seen, self.pooling, self.query)
 
 
@@ -114,7 +119,19 @@ def pool(states: TextStates, seen: TextMask, pooling: Pooling, query: TextQuery 
 def pooling_weights(
     states: TextStates, seen: TextMask, pooling: Pooling, query: TextQuery | None = None
 ) -> TextWeights:
-    """How much each token counts: weights of a row sum to 1, or to 0 where nothing is seen."""
+    """How much each token counts: weights of a row sum to 1, or to 0 where nothing is seen.
+
+    Raises:
+        UsageError: `CONFIG_VALUE` without the query of attention, or for ``mean-query``, whose heads weigh
+            tokens each in its own way.
+    """
+    if pooling == "mean-query":
+        raise UsageError(
+            "CONFIG_VALUE",
+            "tokens have one weight each",
+            expected="mean | last | cls | attention",
+            got=pooling,
+        )
     if pooling == "attention":
         if query is None:
             raise UsageError("CONFIG_VALUE", "attention pooling has a query", expected="a query", got=None)

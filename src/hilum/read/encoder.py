@@ -193,6 +193,19 @@ class LoadedEncoder:
         return finite(np.concatenate(rows), "the embeddings of texts")
 
     @torch.inference_mode()
+    def encode_patches(self, features: VolumeFeatures) -> EmbeddingRows:
+        """Patches of a scan in the space of texts, one row each as in `VolumeFeatures.patches`, of length 1:
+        with `similarity` and `VolumeFeatures.on_scan`, where in a scan a text fits.
+
+        Raises:
+            UsageError: `MODEL_INPUT` for a model whose patches are in no space of texts.
+        """
+        patches = torch.from_numpy(features.patches)[None].to(self.runner.device)
+        with self.runner.autocast():
+            found = self.encoder.patch_embeddings(patches)
+        return finite(found[0].float().cpu().numpy(), "the embeddings of patches")
+
+    @torch.inference_mode()
     def similarity(self, scans: ScanEmbeddings, texts: EmbeddingRows) -> Similarities:
         """Cosine times the learned scale (1 to 100): logits over texts for each scan.
 

@@ -79,10 +79,11 @@ class Runner:
             done += len(some)
             if progress is not None:
                 progress(done, len(windows))
+        patches = (total / times).flatten(0, 2)
         return VolumeFeatures(
             finite((cls / len(windows)).numpy(), "CLS"),
-            finite((total / times).flatten(0, 2).numpy(), "the patches"),
-            _embedding(embeddings),
+            finite(patches.numpy(), "the patches"),
+            _embedding(embeddings) if self.encoder.pooled is None else self._pooled(patches),
             windows.geometry(trace.grid),
             windows,
             trace,
@@ -132,6 +133,14 @@ class Runner:
             _heights(places, chosen),
             places,
         )
+
+    def _pooled(self, patches: torch.Tensor) -> EmbeddingVector:
+        """Of all patches (N, W) together, as the public code pools windows of a large scan: not a mean."""
+        pool = self.encoder.pooled
+        assert pool is not None, "asked before"
+        with self.autocast():
+            found = unit(pool(patches[None].to(self.device)).float())
+        return finite(found[0].cpu().numpy(), "the embedding")
 
     def _vision(
         self, pictures: Sequence[torch.Tensor], sizes: tuple[int, ...], spacing_mm: Sequence[float]

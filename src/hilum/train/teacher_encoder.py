@@ -10,7 +10,7 @@ import torch
 
 from hilum.errors import UsageError
 from hilum.io.encoder_file import EncoderConfig, load_encoder
-from hilum.model.encoder import build_encoder, load_tensors
+from hilum.model.encoder import build_encoder, load_tensors, vit_of
 from hilum.model.patch import patch_sizes
 from hilum.model.vit import ViT
 from hilum.train.teachers import AFFINE, Features, Shown, check_hu, resized, turn_between
@@ -157,14 +157,15 @@ def encoder_teacher(
         patch, vox: as of `EncoderTeacher`.
 
     Raises:
-        UsageError: `CONFIG_VALUE` for values that the student's do not hold.
+        UsageError: `CONFIG_VALUE` for values that the student's do not hold, `MODEL_INPUT` for another
+            network than a vit.
         WeightsError: as of `io.encoder_file.load_encoder` and `model.encoder.load_tensors`.
     """
     file = load_encoder(folder)
     encoder = build_encoder(file.config)
     load_tensors(encoder, {name: torch.from_numpy(array) for name, array in file.tensors.items()})
     sha256 = str(file.card["sha256"])
-    return EncoderTeacher(folder.name, encoder.vision, file.config, sha256, student, patch=patch, vox=vox)
+    return EncoderTeacher(folder.name, vit_of(encoder), file.config, sha256, student, patch=patch, vox=vox)
 
 
 def _unlike(name: str, expected: str, got: object) -> UsageError:
