@@ -20,7 +20,7 @@ from hilum.train.parallel import mean_losses, wrapped
 
 RANKS = 2
 STEP = 1
-WAYS = {"whole": None, "in parts": 1}
+WAYS = {"whole": {}, "in parts": {"micro": 1}, "some placed": {"placed": 2, "micro": 1}}
 
 
 def double(batch: JointBatch) -> JointBatch:
@@ -48,8 +48,8 @@ def work(rank, folder, cache):
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", meet, timedelta(seconds=60), rank=rank, world_size=RANKS)
     found = {}
-    for way, micro in WAYS.items():
-        found |= {f"{way} {k}": v.contiguous() for k, v in one_step(Path(cache), micro=micro).items()}
+    for way, changes in WAYS.items():
+        found |= {f"{way} {k}": v.contiguous() for k, v in one_step(Path(cache), **changes).items()}
     save_file(found, Path(folder) / f"rank{rank}.safetensors")
     dist.destroy_process_group()
 
@@ -99,6 +99,7 @@ def test_micro_batches_are_the_whole_batch(cache, alone, micro):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_ranks_are_one_process(ranks, alone, way):
+def test_two_ranks_are_one_process(ranks, cache, alone, way):
+    wanted = one_step(cache, placed=2) if way == "some placed" else alone
     for found in ranks:
-        same({k.removeprefix(f"{way} "): v for k, v in found.items() if k.startswith(way)}, alone)
+        same({k.removeprefix(f"{way} "): v for k, v in found.items() if k.startswith(way)}, wanted)

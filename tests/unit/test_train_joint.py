@@ -46,6 +46,13 @@ def test_a_sample_is_a_function_of_seed_and_place(folder):
         assert len({stream.sample(7 * epoch + k).key for k in range(7)}) == 7
 
 
+def test_sentences_are_placed_in_the_first_scans_of_a_step(folder):
+    some, all_ = (next(task_of(folder, **{"placed": n} if n else {}).batches(1, CPU)) for n in (2, None))
+    assert some.keys == all_.keys and set(some.of_scan.tolist()) <= {0, 1}
+    kept = all_.of_scan < 2
+    assert torch.equal(some.snippets, all_.snippets[kept]) and torch.equal(some.at_mm, all_.at_mm[kept])
+
+
 def test_parts_joined_are_the_whole(folder):
     batch = next(task_of(folder).batches(0, CPU))
     parts = batch.parts(3)

@@ -57,7 +57,7 @@ class TextConfig(_Strict):
     prefix: str = ""
     lower: bool = False
     encoder: str | None = None
-    heads: int | None = Field(None, ge=1)
+    heads: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> TextConfig:

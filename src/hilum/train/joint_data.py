@@ -177,7 +177,9 @@ class JointStream(SampleStream[JointExample]):
         sample, generator = self.scans.samples[index], generator_of(self.recipe.seed, "drawn", k)
         report = sample.reports[_one(len(sample.reports), generator)]
         order = torch.randperm(len(sample.snippets), generator=generator)[: self.recipe.snippets]
-        placed = [sample.snippets[int(i)] for i in order]
+        # by its place in the step, so that it does not matter which rank sees it
+        asked = k % self.batch < (self.recipe.placed or self.batch)
+        placed = [sample.snippets[int(i)] for i in order] if asked else []
         questions, variants = len(self.scans.bank.questions), self.scans.bank.variants
         return JointExample(
             key=sample.key,

@@ -58,6 +58,9 @@ class JointRecipe(RunRecipe):
     text: JointText = Field(default_factory=lambda: JointText.model_validate({}))
     losses: JointLosses = Field(default_factory=lambda: JointLosses.model_validate({}))
     snippets: int = Field(2, ge=0, description="placed sentences that a step draws of each scan, at most")
+    placed: int | None = Field(
+        None, ge=1, description="scans of a step whose sentences are placed; None: all. Depths cost most"
+    )
     shortest: int = Field(11, ge=0, description="words of a report that is worth reading")
     rescale: float = Field(2.0, ge=1, description="largest factor of all coordinates of a step")
     hide: float = Field(0.0, ge=0, lt=1, description="chance of a window to be hidden in a step")

@@ -112,14 +112,20 @@ class JointStudent(nn.Module):
         """
         joint = self.joint
         scans = joint.scans(self.windows(batch.both), present, rescale)
-        if self.places:
-            depths, _ = joint.depths(self.depths(batch.depths), present, rescale)
-        else:
-            depths = scans.disease[:, None]
+        depths = self._depths(batch, present, rescale) if self.places else scans.disease[:, None]
         return JointSeen(
             scans.report, scans.disease, depths, self._reports(texts.reports),
             joint.snippets(self.snippets(self._pooled(texts.snippets))), self._reports(texts.prompts),
         )  # fmt: skip
+
+    def _depths(self, batch: JointBatch, present: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
+        """(B, D, E), 0 for scans without a sentence that is placed: nobody asks for their depths."""
+        asked = batch.of_scan.unique()
+        if len(asked) == 0:
+            # a gradient, if of nothing: ranks agree on what has one
+            asked = torch.zeros(1, dtype=torch.int64, device=batch.both.device)
+        found, _ = self.joint.depths(self.depths(batch.depths[asked]), present[asked], rescale)
+        return found.new_zeros(len(batch), *found.shape[1:]).index_copy(0, asked, found)
 
     @torch.no_grad()
     def folded(self) -> RadFinder:
