@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sys
 
+import numpy as np
 import pytest
 from _called import Called
 from _cohort_layouts import plain_cohort
@@ -13,7 +15,8 @@ from hilum.cli.index import index
 from hilum.cli.search import search
 from hilum.cohort.prep_presets import Pipeline
 from hilum.io.encoder_file import save_encoder
-from hilum.io.vector_index import open_index
+from hilum.io.vector_index import open_index, writing
+from hilum.read import approximate, ask_index, embed
 
 PREP = Pipeline(
     "tiny-joint", spacing_mm=(8.0, 8.0, 6.0), clip_first=True, values="unit", fit="pad-multiple",
@@ -61,7 +64,53 @@ def test_a_scan_finds_itself_and_words_find_an_order(cohort, model, tmp_path):
     some = ask.told(tmp_path / "i", "--model", model, "--text", "effusion", "--filter", "split=train")
     assert some["asked"] == 3 and {row["split"] for row in some["rows"]} == {"train"}
     lines = ask(tmp_path / "i", "--model", model, "--text", "effusion").stdout.strip("\n").splitlines()
-    assert len(lines) == COUNT + 1 and lines[-1].startswith("4 of 4 scans")
+    assert len(lines) == COUNT + 1 and lines[-1].startswith("4 of 4 scans searched exactly")
+
+
+def grown(folder, count=2500):
+    """An index with stand-ins for more scans."""
+    index = open_index(folder)
+    with writing(folder, index.model) as writer:
+        rng = np.random.default_rng(0)
+        rows = {s: rng.normal(size=(count, e)).astype(np.float32) for s, e in index.model.spaces.items()}
+        rows = {s: r / np.linalg.norm(r, axis=1, keepdims=True) for s, r in rows.items()}
+        told = {"report": [f"nodule {i}" if i % 2 else "" for i in range(count)]}
+        writer.add([f"more{i}" for i in range(count)], rows, told | {"split": ["train"] * count})
+
+
+@pytest.mark.parametrize("model", ["3d-joint"], indirect=True)
+def test_lists_are_made_on_request_and_said_to_be_used(cohort, model, tmp_path, monkeypatch):
+    making = (cohort / "prepared", "--model", model, "--out", tmp_path / "i")
+    ask, question = Called(search), (tmp_path / "i", "--model", model, "--text", "effusion")
+    # too small for lists
+    assert Called(index).told(*making, "--approximate")["approximate"] is None
+    assert "No lists" in Called(index)(*making, "--approximate").stdout
+    assert ask.refusal(*question, "--approximate").code == "OPTION_UNKNOWN"
+    grown(tmp_path / "i")
+    for module in (approximate, embed):
+        monkeypatch.setattr(module, "LEAST_ROWS", 2000)
+    made = Called(index).told(*making, "--approximate")
+    assert made["added"] == [] and set(made["approximate"]["recall"]) == {"rows", "reports"}
+    assert "lists, of which a search probes" in Called(index)(*making, "--approximate").stdout
+    exact, found = (ask.told(*question, way) for way in ("--exact", "--approximate"))
+    assert exact["search"] == {"how": "exact"} and found["search"]["how"] == "approximate"
+    assert found["search"]["recall_at_10"] == made["approximate"]["recall"]
+    assert len({r["key"] for r in exact["rows"]} & {r["key"] for r in found["rows"]}) >= 8
+    assert ask.told(*question)["search"] == {"how": "exact"}, "not large"
+    filtered = ask.told(*question, "--approximate", "--filter", "split=test")
+    assert filtered["search"] == {"how": "exact"} and len(filtered["rows"]) == 1
+    assert ask.told(*question, "--approximate", "--top", "101")["search"] == {"how": "exact"}
+    monkeypatch.setattr(ask_index, "LARGE_ROWS", 2000)
+    assert made["approximate"]["probes"] > made["approximate"]["lists"] / 4
+    assert ask.told(*question)["search"] == {"how": "exact"}, "not worth it: rows without clusters"
+    monkeypatch.setattr(ask_index, "FEW_LISTS", 1.0)
+    assert ask.told(*question) == found
+    assert "approximately (recall@10" in ask(*question).stdout
+    # without FAISS a search is exact unless lists are asked for
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert ask.told(*question) == exact
+    assert ask.refusal(*question, "--approximate").code == "EXTRA_MISSING"
+    assert Called(index).refusal(*making, "--approximate").code == "EXTRA_MISSING"
 
 
 def test_a_split_alone_and_a_scan_that_is_gone(cohort, model, tmp_path):

@@ -39,6 +39,8 @@ def test_what_was_added_comes_back(tmp_path):
     assert np.array_equal(found, np.concatenate([unit(n, 8, 100 + p) for p, n in enumerate((5, 1, 9))]))
     assert index.rows().column("patient").to_pylist()[:4] == ["p0", "p1", "p2", "p0"]
     index.verify()
+    assert [row["key"] for row in index.picked([14, 5, 0, 5, 6])] == ["s14", "s5", "s0", "s5", "s6"]
+    assert index.picked([6])[0] == {"key": "s6", "patient": "p0", "age": 0} and index.picked([]) == []
     with writing(tmp_path / "a", MODEL) as writer:
         assert writer.known("s3") and not writer.known("s15")
         writer.add([], {}, {})
@@ -133,6 +135,8 @@ def test_readers_hold_what_they_opened_and_there_is_one_writer(tmp_path):
     assert len(before) == 15 and nearest(before, "report", unit(1, 12, 50), 1).scores[0, 0] < 0.99
     # rows without a column that others have hold nothing there
     assert during.rows().column("patient").to_pylist()[-1] is None
+    assert np.flatnonzero(allowed_rows(during, {"patient": "p2"})).tolist() == [2, 8, 11, 14]
+    assert during.rows(["age", "none"]).column_names == ["age"]
 
 
 def change(path, at, byte):

@@ -155,6 +155,11 @@ def _rescale(given: str | None) -> tuple[float, float] | None:
     return slope, intercept
 
 
+def recall_of(shares: Mapping[str, float]) -> str:
+    """What an approximate search finds, by kind of question, in words."""
+    return "recall@10 " + ", ".join(f"{share:.3f} of {plain(kind)}" for kind, share in shares.items())
+
+
 def plain(value: Any, *, lines: bool = False) -> str:
     """Text from a file, safe to print: no markup, no control characters; `lines` keeps line ends."""
     from rich.markup import escape

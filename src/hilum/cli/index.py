@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from hilum.cli.common import counted_bars, echo_json, json_option, plain
+from hilum.cli.common import counted_bars, echo_json, json_option, plain, progress, recall_of
 
 PARTIAL = 4
 
@@ -18,9 +19,19 @@ PARTIAL = 4
 @click.option("--root", type=click.Path(path_type=Path), help="Where the scans lie, if not where they lay.")
 @click.option("--split", help="Only the scans of this split.")
 @click.option("--wait", "wait_s", type=float, default=0.0, help="Seconds to wait for another writer.")
+@click.option(
+    "--approximate", is_flag=True, help="Make it ready for approximate search (20000 scans or more)."
+)
 @json_option
 def index(
-    cohort: Path, model: str, out: Path, root: Path | None, split: str | None, wait_s: float, as_json: bool
+    cohort: Path,
+    model: str,
+    out: Path,
+    root: Path | None,
+    split: str | None,
+    wait_s: float,
+    approximate: bool,
+    as_json: bool,
 ) -> int:
     """Embed every scan of COHORT and keep it in an index, with its report.
 
@@ -28,23 +39,37 @@ def index(
     so a run that was stopped goes on. A scan that is refused is listed and left out (exit code 4).
     """
     from hilum.cohort.manifest import read_manifest
-    from hilum.read.embed import index_cohort
+    from hilum.io.inverted_lists import faiss_library
+    from hilum.read.approximate import LEAST_ROWS
+    from hilum.read.embed import index_cohort, index_lists
     from hilum.read.encoder import load
 
+    if approximate:
+        # said before hours of work
+        faiss_library()
     table = read_manifest(cohort, root)
     table = table if split is None else table.only(split)
     loaded = load(model)
     with counted_bars(disable=as_json) as bars:
         row = bars.add_task("indexing", total=len(table))
         done = index_cohort(loaded, table, out, wait_s=wait_s, progress=lambda key: bars.advance(row))
+    with progress("Making lists", quiet=as_json or not approximate):
+        lists = index_lists(loaded, out, wait_s=wait_s) if approximate else None
     if as_json:
         echo_json(
             {"added": list(done.added), "there": len(done.there), "rows": done.rows,
-             "refused": [refusal.as_dict() for refusal in done.refused]}
+             "refused": [refusal.as_dict() for refusal in done.refused],
+             "approximate": None if lists is None else asdict(lists)}
         )  # fmt: skip
     else:
         click.echo(f"{len(done.added)} added, {len(done.there)} were there, {len(done.refused)} refused")
         for refusal in done.refused:
             click.echo(f"  {plain(refusal.key)}: {refusal.code} {plain(refusal.reason)}")
         click.echo(f"{done.rows} scans in {plain(str(out))}")
+        if lists is not None:
+            click.echo(
+                f"{lists.lists} lists, of which a search probes {lists.probes}; {recall_of(lists.recall)}"
+            )
+        elif approximate:
+            click.echo(f"No lists: exact search is as fast below {LEAST_ROWS} scans.")
     return PARTIAL if done.refused else 0

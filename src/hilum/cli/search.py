@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hilum.cli.common import echo_json, input_options, json_option, plain, progress
+from hilum.cli.common import echo_json, input_options, json_option, plain, progress, recall_of
 
 SHOWN = 160
 """Characters of a report on the screen."""
@@ -19,6 +19,11 @@ SHOWN = 160
 @click.option("--scan", "scans", multiple=True, type=click.Path(), help="A scan to search by; as well.")
 @click.option("--filter", "filters", multiple=True, metavar="COLUMN=VALUE", help="Only such rows.")
 @click.option("--top", type=click.IntRange(1, 1000), default=10, show_default=True, help="Answers.")
+@click.option(
+    "--exact/--approximate",
+    default=None,
+    help="Every row, or the lists of `hilum index --approximate`; by default lists from 100000 rows on.",
+)
 @json_option
 @input_options
 def search(
@@ -28,6 +33,7 @@ def search(
     scans: tuple[str, ...],
     filters: tuple[str, ...],
     top: int,
+    exact: bool | None,
     as_json: bool,
     mode: Any,
     answers: Any,
@@ -36,13 +42,15 @@ def search(
 
     One question is answered by the cosine; several are fused by rank. Nothing is written.
     """
-    from hilum.read.ask_index import ask
+    from hilum.read.ask_index import How, ask
 
+    how: How = "auto" if exact is None else "exact" if exact else "approximate"
     wanted = dict(_pair(one) for one in filters)
     with progress("Searching", quiet=as_json):
         found = ask(
-            index, model, texts=texts, scans=scans, filters=wanted, top=top, mode=mode, answers=answers
-        )
+            index, model, texts=texts, scans=scans, filters=wanted, top=top, mode=mode, answers=answers,
+            how=how,
+        )  # fmt: skip
     if as_json:
         echo_json(found.as_dict())
         return
@@ -50,7 +58,8 @@ def search(
         report = " ".join(str(row.get("report") or "").split())
         short = report if len(report) <= SHOWN else report[: SHOWN - 1] + "…"
         click.echo(f"{rank:3d}  {row['score']:.3f}  {plain(str(row['key']))}  {plain(short)}")
-    click.echo(f"{found.asked} of {found.size} scans searched. Research use only.")
+    way = "exactly" if found.lists is None else f"approximately ({recall_of(found.lists.recall)})"
+    click.echo(f"{found.asked} of {found.size} scans searched {way}. Research use only.")
 
 
 def _pair(text: str) -> tuple[str, str]:

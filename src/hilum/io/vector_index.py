@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ LEFTOVERS = ".hilum-*.tmp"
 KEY = "key"
 """The column that every row has: a scan's key, once per index."""
 INDEX_BYTES = 2**24
+MOST_HELD = 2**14
+"""Maps of parts that an index holds on to: to map a page anew for each question takes longer than to compare
+what is on it. Linux gives a process some 65000 maps."""
 
 Vectors = Float32[np.ndarray, "N E"]
 """Rows of length 1."""
@@ -75,12 +78,16 @@ class VectorIndex:
     folder: Path
     model: IndexModel
     parts: tuple[Part, ...]
+    _held: dict[tuple[str, str], Vectors] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
         return sum(part.rows for part in self.parts)
 
-    def vectors(self, space: str) -> Iterator[Vectors]:
+    def vectors(self, space: str, first_part: int = 0) -> Iterator[Vectors]:
         """Part by part, mapped from disk.
+
+        Args:
+            first_part: how many parts are passed over.
 
         Raises:
             UsageError: `OPTION_UNKNOWN` for a space that it does not have. WeightsError: `WEIGHTS_TRUNCATED`.
@@ -88,17 +95,43 @@ class VectorIndex:
         if space not in self.model.spaces:
             known = ", ".join(self.model.spaces)
             raise UsageError("OPTION_UNKNOWN", "an index has its spaces", expected=known, got=space)
-        for part in self.parts:
-            yield _mapped(self.folder / part.name / VECTORS, space, (part.rows, self.model.spaces[space]))
+        for part in self.parts[first_part:]:
+            yield self._vectors_of(part, space)
+
+    def _vectors_of(self, part: Part, space: str) -> Vectors:
+        if (held := self._held.get((part.name, space))) is not None:
+            return held
+        rows = _mapped(self.folder / part.name / VECTORS, space, (part.rows, self.model.spaces[space]))
+        if len(self._held) < MOST_HELD:
+            self._held[part.name, space] = rows
+        return rows
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """What the vectors are of, in their order."""
-        tables = [pq.read_table(self.folder / part.name / ROWS, columns=columns) for part in self.parts]
+        """What the vectors are of, in their order.
+
+        Args:
+            columns: only these; one that no part has is left out.
+        """
+        tables = [_table(self.folder / part.name / ROWS, columns) for part in self.parts]
         return (
             pa.concat_tables(tables, promote_options="default")
             if tables
             else pa.table({KEY: pa.array([], pa.string())})
         )
+
+    def picked(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Some rows, in this order; of the parts, only those that hold them are read.
+
+        Args:
+            numbers: of rows, from 0.
+        """
+        ends = np.cumsum([part.rows for part in self.parts])
+        holders = np.searchsorted(ends, numbers, side="right").tolist()
+        tables = {one: _table(self.folder / self.parts[one].name / ROWS) for one in set(holders)}
+        return [
+            tables[one].slice(number - int(ends[one]) + self.parts[one].rows, 1).to_pylist()[0]
+            for number, one in zip(numbers, holders, strict=True)
+        ]
 
     def keys(self) -> list[str]:
         """Key of every row."""
@@ -235,8 +268,7 @@ def writing(folder: str | Path, model: IndexModel, wait_s: float = 0.0) -> Itera
         )
     where.mkdir(exist_ok=True)
     with output_lock(where, wait_s):
-        for left in where.glob(LEFTOVERS):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        clear_leftovers(where)
         if (where / INDEX).exists():
             index = open_index(where)
             index.require_model(model.name, model.sha256)
@@ -244,6 +276,12 @@ def writing(folder: str | Path, model: IndexModel, wait_s: float = 0.0) -> Itera
             index = VectorIndex(where, model, ())
             _write_index(index)
         yield IndexWriter(index)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Takes away what a killed writer left beside. The caller holds the lock."""
+    for left in folder.glob(LEFTOVERS):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _others(folder: Path) -> Iterator[Path]:
@@ -280,6 +318,12 @@ def _require_fit(
         raise UsageError(
             "CONFIG_VALUE", "rows of an index fit its spaces", expected=expected, got="; ".join(wrong)
         )
+
+
+def _table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        known = file.schema_arrow.names
+        return file.read(None if columns is None else [name for name in columns if name in known])
 
 
 def _mapped(path: Path, name: str, shape: tuple[int, int]) -> Vectors:

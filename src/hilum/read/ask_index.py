@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hilum.errors import UsageError
+from hilum.io.inverted_lists import ListFacts, OpenLists, open_lists
 from hilum.io.limits import Answers, Mode
 from hilum.io.open import open_volume
-from hilum.io.vector_index import open_index
+from hilum.io.vector_index import VectorIndex, open_index
+from hilum.read.approximate import LEAST_ROWS
 from hilum.read.embed import REPORT, embed_scan, require_searchable
 from hilum.read.encoder import LoadedEncoder, load
 from hilum.read.search import allowed_rows, fused, nearest
 
 DEEP = 5
 """Rankings that are fused are so many times as long as what is shown."""
+LARGE_ROWS = 100_000
+"""From here on an index is searched by its lists if it has any and nothing else is asked for."""
+FEW_LISTS = 0.25
+"""Share of lists up to which to probe them is surely faster than an exact search; rows without any clusters
+need nearly all."""
+LISTS_TOP = 100
+"""Longer rankings are exact: recall of lists is measured on the ten nearest."""
+
+How = Literal["auto", "exact", "approximate"]
 
 
 @dataclass(frozen=True)
@@ -28,43 +40,55 @@ class Answered:
     Args:
         rows: each with `key`, its columns, and `score`: the cosine, or of several questions the fused rank
             score. size: rows of the index. asked: those of them that the filters allow.
-        model: name and sha256 of it.
+        model: name and sha256 of it. lists: what is known of the lists that were searched; None for a search
+            that was exact.
     """
 
     rows: tuple[dict[str, Any], ...]
     size: int
     asked: int
     model: dict[str, str]
+    lists: ListFacts | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return {"model": self.model, "size": self.size, "asked": self.asked, "rows": list(self.rows)}
+        how: dict[str, Any] = {"how": "exact"}
+        if (facts := self.lists) is not None:
+            later = self.size - facts.rows
+            how = {"how": "approximate", "recall_at_10": dict(facts.recall), "lists": facts.lists,
+                   "probes": facts.probes, "later_rows_exact": later}  # fmt: skip
+        told = {"model": self.model, "size": self.size, "asked": self.asked, "search": how}
+        return {**told, "rows": list(self.rows)}
 
 
 def ask(
     folder: str | Path, model: str | Path, *, texts: Sequence[str] = (), scans: Sequence[str | Path] = (),
     filters: Mapping[str, str] | None = None, top: int = 10, mode: Mode = "repair",
-    answers: Answers = Answers(),  # noqa: B008  frozen
+    answers: Answers = Answers(), how: How = "auto",  # noqa: B008  frozen
 ) -> Answered:  # fmt: skip
     """The whole way, from folders and paths. Several questions are fused by rank.
 
     Args:
         folder: of the index. model: that made it. texts, scans: at least one of either.
-        filters: column -> value. top: answers.
+        filters: column -> value. top: answers. how: auto takes the lists of an index of `LARGE_ROWS` or
+            more, if it has any, FAISS is there and they are worth it. Always exact: with filters, and for
+            rankings over `LISTS_TOP`.
 
     Raises:
-        UsageError: `OPTION_UNKNOWN` without a question, `COLUMN_MISSING` for a filter. InputRefused: a scan
-            cannot be trusted. WeightsError: `CACHE_STALE` for an index of another model.
+        UsageError: `OPTION_UNKNOWN` without a question, or for approximate without lists; `COLUMN_MISSING`
+            for a filter; `EXTRA_MISSING`. InputRefused: a scan cannot be trusted. WeightsError: `CACHE_STALE`
+            for an index of another model; for lists as of `open_lists`.
     """
     if not texts and not scans:
         raise UsageError("OPTION_UNKNOWN", "a search has a question", expected="--text or --scan", got="none")
     index, loaded = open_index(folder), load(model)
     require_searchable(index, loaded)
+    depth = top if len(texts) + len(scans) == 1 else DEEP * top
     allowed = allowed_rows(index, filters or {})
+    lists = None if allowed is not None or depth > LISTS_TOP else _lists(index, how)
     volumes = [open_volume(path, mode=mode, answers=answers) for path in scans]
     questions = _questions(loaded, texts, [embed_scan(loaded, volume)[REPORT] for volume in volumes])
-    depth = top if len(questions) == 1 else DEEP * top
-    hits = nearest(index, REPORT, questions, depth, allowed)
+    hits = nearest(index, REPORT, questions, depth, allowed, lists)
     if len(questions) == 1:
         kept = hits.rows[0] >= 0
         found: list[tuple[Hashable, float]] = list(
@@ -72,10 +96,25 @@ def ask(
         )
     else:
         found = fused([[n for n in ranking.tolist() if n >= 0] for ranking in hits.rows])[:top]
-    table = index.rows()
-    rows = [{**table.slice(int(n), 1).to_pylist()[0], "score": round(float(score), 5)} for n, score in found]  # type: ignore[call-overload]
+    rows = index.picked([int(n) for n, _ in found])  # type: ignore[call-overload]
+    scored = tuple({**row, "score": round(score, 5)} for row, (_, score) in zip(rows, found, strict=True))
     told = {"name": index.model.name, "sha256": index.model.sha256}
-    return Answered(tuple(rows), len(index), len(index) if allowed is None else int(allowed.sum()), told)
+    asked = len(index) if allowed is None else int(allowed.sum())
+    return Answered(scored, len(index), asked, told, None if lists is None else lists.facts)
+
+
+def _lists(index: VectorIndex, how: How) -> OpenLists | None:
+    if how == "exact" or (how == "auto" and (len(index) < LARGE_ROWS or find_spec("faiss") is None)):
+        return None
+    lists = open_lists(index, REPORT)
+    if how == "auto" and lists is not None and lists.facts.probes > FEW_LISTS * lists.facts.lists:
+        return None
+    if lists is None and how == "approximate":
+        raise UsageError(
+            "OPTION_UNKNOWN", "an approximate search needs lists of its index", got="none", path=index.folder,
+            hint=f"Make them (hilum index ... --approximate, from {LEAST_ROWS} scans on), or search exactly.",
+        )  # fmt: skip
+    return lists
 
 
 def _questions(model: LoadedEncoder, texts: Sequence[str], scans: Sequence[np.ndarray]) -> np.ndarray:

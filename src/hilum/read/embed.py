@@ -11,8 +11,10 @@ import numpy as np
 from hilum.cohort.judge import Refusal
 from hilum.cohort.manifest import Manifest, ScanRow
 from hilum.errors import InputRefused
-from hilum.io.vector_index import IndexModel, IndexWriter, VectorIndex, writing
+from hilum.io.inverted_lists import ListFacts
+from hilum.io.vector_index import IndexModel, IndexWriter, VectorIndex, open_index, writing
 from hilum.model.encoder import without_text
+from hilum.read.approximate import LEAST_ROWS, build_lists
 from hilum.read.encoder import LoadedEncoder, Scan
 from hilum.read.joint import put_in_space
 from hilum.types import EmbeddingVector
@@ -21,6 +23,8 @@ REPORT, DISEASE = "report", "disease"
 """Spaces: what is compared with whole reports, and of a joint model what is compared with prompts."""
 PART_ROWS = 64
 """Scans that are written together: what a killed run loses."""
+REPORTS = 200
+"""Reports of an index that are asked when its lists are made: texts lie elsewhere in the space than scans."""
 
 Progress = Callable[[str], None]
 """Called with the key of every scan that is done."""
@@ -97,6 +101,30 @@ def index_cohort(
             progress(key)
         _write(writer, waiting)
         return Indexed(tuple(added), tuple(there), tuple(refused), len(writer.index))
+
+
+def index_lists(
+    model: LoadedEncoder, folder: str | Path, *, seed: int = 0, wait_s: float = 0.0
+) -> ListFacts | None:
+    """Makes an index ready for approximate search (`approximate.build_lists`), whose recall is counted on its
+    own scans and on some of its reports as questions. None for an index that is too small for that.
+
+    Args:
+        folder: of an index of this model. seed: of all that is drawn. wait_s: for another writer.
+
+    Raises:
+        As of `build_lists` and `require_searchable`.
+    """
+    index = open_index(folder)
+    require_searchable(index, model)
+    if len(index) < LEAST_ROWS:
+        return None
+    drawn = np.random.default_rng(seed).choice(len(index), REPORTS, replace=False)
+    reports = [row.get("report") for row in index.picked(sorted(drawn.tolist()))]
+    asked = model.encode_text([text for text in reports if text])
+    # a text without a token has no direction
+    asked = asked[np.linalg.norm(asked, axis=1) > 0.5]
+    return build_lists(folder, REPORT, {"reports": asked}, seed=seed, wait_s=wait_s)
 
 
 def _write(writer: IndexWriter, waiting: Sequence[tuple[ScanRow, Mapping[str, EmbeddingVector]]]) -> None:

@@ -1,4 +1,5 @@
-"""Which rows of an index are nearest to a question: exact, by the cosine, block by block.
+"""Which rows of an index are nearest to a question: exact, by the cosine, block by block; or, in a large
+index, by its lists, and exact in what came after them.
 
 Source: reciprocal rank fusion, Cormack et al., SIGIR 2009.
 """
@@ -12,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from hilum.errors import UsageError
-from hilum.io.vector_index import VectorIndex
+from hilum.io.inverted_lists import OpenLists
+from hilum.io.vector_index import KEY, VectorIndex
 
 Questions = Float32[np.ndarray, "Q E"]
 """Embeddings of length 1."""
@@ -40,26 +42,31 @@ def nearest(
     questions: Questions,
     count: int = 10,
     allowed: Bool[np.ndarray, "N"] | None = None,
+    lists: OpenLists | None = None,
 ) -> Hits:
     """The `count` rows nearest to each question.
 
     Args:
         space: of the index. questions: of length 1. allowed: which rows count; None for all.
+        lists: of this space; rows that they hold are looked for in them, so that some may be missed, and only
+            later ones exactly. Not together with `allowed`: the lists that are probed may hold none of them.
 
     Raises:
-        UsageError: `CONFIG_VALUE` for a count below 1 or questions of another width; `OPTION_UNKNOWN` for a
-            space that the index does not have.
+        UsageError: `CONFIG_VALUE` for a count below 1, questions of another width or lists with `allowed`;
+            `OPTION_UNKNOWN` for a space that the index does not have. WeightsError: as of `OpenLists.search`.
     """
-    width = index.model.spaces.get(space)
-    if count < 1 or (width is not None and questions.shape[1] != width):
-        raise UsageError(
-            "CONFIG_VALUE", "a question fits the space", expected=f"{width} numbers, 1 or more answers",
-            got=f"{questions.shape[1]} numbers, {count} answers",
-        )  # fmt: skip
-    rows = np.full((len(questions), count), -1, dtype=np.int64)
-    scores = np.full((len(questions), count), -np.inf, dtype=np.float32)
-    asked, first = np.ascontiguousarray(questions.T), 0
-    for part in index.vectors(space):
+    _require_questions(index, space, questions, count)
+    if lists is None:
+        rows = np.full((len(questions), count), -1, dtype=np.int64)
+        scores = np.full((len(questions), count), -np.inf, dtype=np.float32)
+        passed, first = 0, 0
+    elif allowed is None:
+        rows, scores = lists.search(questions, count)
+        passed, first = lists.facts.parts, lists.facts.rows
+    else:
+        raise UsageError("CONFIG_VALUE", "some rows are searched exactly", expected="no lists", got="lists")
+    asked = np.ascontiguousarray(questions.T)
+    for part in index.vectors(space, passed):
         step = max(1, BLOCK_BYTES // (4 * part.shape[1]))
         for start in range(0, len(part), step):
             block = part[start : start + step]
@@ -103,16 +110,26 @@ def allowed_rows(index: VectorIndex, filters: Mapping[str, str]) -> Bool[np.ndar
     """
     if not filters:
         return None
-    table = index.rows()
+    # the other columns, of which reports are most, are not read
+    table = index.rows(list(dict.fromkeys([KEY, *filters])))
     if missing := sorted(set(filters) - set(table.column_names)):
         raise UsageError(
             "COLUMN_MISSING", "an index has the columns it is filtered by",
-            expected=", ".join(table.column_names), got=", ".join(missing), path=index.folder,
+            expected=", ".join(index.rows().column_names), got=", ".join(missing), path=index.folder,
         )  # fmt: skip
     held = np.ones(len(table), dtype=bool)
     for column, value in filters.items():
         held &= np.array([str(one) == value for one in table.column(column).to_pylist()], dtype=bool)
     return held
+
+
+def _require_questions(index: VectorIndex, space: str, questions: Questions, count: int) -> None:
+    width = index.model.spaces.get(space)
+    if count < 1 or (width is not None and questions.shape[1] != width):
+        raise UsageError(
+            "CONFIG_VALUE", "a question fits the space", expected=f"{width} numbers, 1 or more answers",
+            got=f"{questions.shape[1]} numbers, {count} answers",
+        )  # fmt: skip
 
 
 def _merged(
