@@ -7,12 +7,15 @@ and the image number that it finds is looked up. Where that image lies the phant
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from hilum.cohort.joint_samples import JointSample, Language, PlacedText, Report
+from hilum.geometry import Geometry
 from hilum.phantom.make import Phantom
 from hilum.phantom.narrator import narrate
-from hilum.phantom.narrator_sentence import Narrative
+from hilum.phantom.narrator_facts import numbers_from_top
 from hilum.text.snippets import mine
 from hilum.text.vocabulary import SLUGS
 
@@ -27,13 +30,14 @@ def phantom_sample(phantom: Phantom, split: str, wordings: int = 4) -> JointSamp
         wordings: reports in each language, told apart by their seed alone.
     """
     plan, reports, snippets = phantom.plan, list[Report](), dict[str, PlacedText]()
+    heights = image_heights(phantom.scan.geometry)
     for language in LANGUAGES:
         for k in range(wordings):
             told = narrate(phantom, language, seed=plan.seed * 1009 + k)
             findings, impression = HEADS[language]
             text = f"{findings}: {told.findings}\n{impression}: {told.impression}"
             reports.append(Report(text=text, language=language))
-            snippets |= {snippet.text: snippet for snippet in placed(told, language)}
+            snippets |= {snippet.text: snippet for snippet in placed(told.text, language, heights)}
     return JointSample(
         key=plan.key, patient=f"phantom:{plan.seed}", split=split,
         labels={slug: 1 if v else 0 for slug, v in zip(SLUGS, phantom.labels, strict=True)},
@@ -41,15 +45,20 @@ def phantom_sample(phantom: Phantom, split: str, wordings: int = 4) -> JointSamp
     )  # fmt: skip
 
 
-def placed(told: Narrative, language: Language) -> Iterator[PlacedText]:
-    """What the miner finds in a report, at the height of the image that it names."""
-    heights = _heights(told)
-    for snippet in mine(told.text):
+def placed(report: str, language: Language, heights: Mapping[int, float]) -> Iterator[PlacedText]:
+    """What the miner finds in a report, at the height of the image that it names; of a range, its middle.
+
+    Args:
+        heights: of images, mm RAS+.
+    """
+    for snippet in mine(report):
         found = [heights[image] for image in snippet.images if image in heights]
         if found and snippet.text and not snippet.prior:
-            yield PlacedText(text=snippet.text, z_mm=round(found[0], 3), language=language)
+            yield PlacedText(text=snippet.text, z_mm=round(sum(found) / len(found), 3), language=language)
 
 
-def _heights(told: Narrative) -> dict[int, float]:
-    """Image number -> height of what lies there."""
-    return {s.image: s.z_mm for s in told.sentences if s.image is not None and s.z_mm is not None}
+def image_heights(geometry: Geometry) -> dict[int, float]:
+    """Image number -> height of that slice's middle, mm RAS+."""
+    middle = [(n - 1) / 2 for n in geometry.shape[:2]]
+    places = geometry.to_mm(np.array([(*middle, k) for k in range(geometry.shape[2])]))
+    return dict(zip(numbers_from_top(geometry), places[:, 2].tolist(), strict=True))
