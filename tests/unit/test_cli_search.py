@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 from _called import Called
@@ -13,6 +14,7 @@ from _encoders import file_of, stand_in
 from hilum.cli import run
 from hilum.cli.index import index
 from hilum.cli.search import search
+from hilum.cohort.manifest import read_manifest
 from hilum.cohort.prep_presets import Pipeline
 from hilum.io.encoder_file import save_encoder
 from hilum.io.vector_index import open_index, writing
@@ -146,3 +148,52 @@ def test_what_cannot_be_asked_is_refused(cohort, model, tmp_path):
         cohort / "prepared", "--model", tmp_path / "other", "--out", tmp_path / "i"
     ).code == "CACHE_STALE"  # fmt: skip
     assert ask(tmp_path / "i", "--model", model, "--text", "a", "--filter", "sex").exit_code != 0
+
+
+@pytest.fixture
+def organs(cohort, tmp_path):
+    """Masks of a left lung, in TotalSegmentator's numbers, for all scans but the last."""
+    (tmp_path / "organs").mkdir()
+    for row in read_manifest(cohort / "prepared").rows():
+        path = cohort / "data" / row.record.path
+        grid = nib.load(path)
+        labels = np.zeros(grid.shape, dtype=np.uint8)
+        middle = tuple(slice(n // 4, 3 * n // 4) for n in grid.shape)
+        labels[middle] = 11
+        key = tmp_path / "organs" / f"{row.record.key}.nii.gz"
+        key.parent.mkdir(parents=True, exist_ok=True)
+        if not path.name.startswith("003"):
+            nib.save(nib.Nifti1Image(labels, grid.affine), key)
+    return tmp_path / "organs"
+
+
+def test_an_index_of_a_region_compares_that_region(cohort, model, organs, tmp_path):
+    made = (cohort / "prepared", "--model", model, "--out", tmp_path / "i", "--region", "left lower lobe")
+    assert Called(index).refusal(*made).code == "OPTION_UNKNOWN"
+    assert not (tmp_path / "i").exists(), "a refused input writes nothing"
+    result = Called(index)(*made, "--organs", organs, "--json")
+    told = json.loads(result.stdout)
+    assert result.return_value == 4 and len(told["added"]) == COUNT - 1
+    assert [r["code"] for r in told["refused"]] == ["NOT_FOUND"]
+    # of another region, or of whole scans, it has none
+    for region in ((), ("--region", "lung")):
+        asked = (cohort / "prepared", "--model", model, "--out", tmp_path / "i", *region)
+        assert Called(index).refusal(*asked).code == "CACHE_STALE"
+    # what lies outside the region may change
+    data = nib.load(cohort / "data/scans/002.nii.gz")
+    hu = np.asarray(data.dataobj).copy()
+    hu[:2] = 300
+    nib.save(nib.Nifti1Image(hu, data.affine), tmp_path / "changed.nii.gz")
+    mask = next(organs.rglob("*002.nii.gz"))
+    ask, scan = Called(search), ("--scan", tmp_path / "changed.nii.gz")
+    found = ask.told(tmp_path / "i", "--model", model, *scan, "--organs", mask)
+    assert found["rows"][0]["path"] == "scans/002.nii.gz" and found["model"]["region"] == "left lower lobe"
+    assert found["rows"][0]["score"] == pytest.approx(1, abs=1e-4)
+    assert "the left lower lobe alone" in ask(tmp_path / "i", "--model", model, "--text", "a").stdout
+    for more in (scan, (*scan, "--organs", mask, "--organs", mask)):
+        assert ask.refusal(tmp_path / "i", "--model", model, *more).code == "OPTION_UNKNOWN"
+    Called(index).told(cohort / "prepared", "--model", model, "--out", tmp_path / "w", "--split", "test")
+    asked = ask.refusal(tmp_path / "w", "--model", model, *scan, "--organs", mask)
+    assert asked.code == "OPTION_UNKNOWN"
+    assert json.loads((tmp_path / "w/index.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "i/index.json").read_text())["format"] == 2

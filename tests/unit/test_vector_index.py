@@ -164,7 +164,7 @@ def test_damage_is_named(tmp_path):
         ("no json", "CONFIG_FILE"),
         ("[]", "CONFIG_FILE"),
         (json.dumps(facts | {"kind": "other"}), "CONFIG_FILE"),
-        (json.dumps(facts | {"format": 2}), "FORMAT_NEWER"),
+        (json.dumps(facts | {"format": 3}), "FORMAT_NEWER"),
         (json.dumps(facts | {"parts": [{"name": "../x", "rows": 1, "sha256": {}}]}), "CONFIG_FILE"),
     ):
         (folder / "index.json").write_text(told)

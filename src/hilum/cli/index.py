@@ -20,6 +20,13 @@ PARTIAL = 4
 @click.option("--split", help="Only the scans of this split.")
 @click.option("--wait", "wait_s", type=float, default=0.0, help="Seconds to wait for another writer.")
 @click.option(
+    "--region", default="", metavar="NAME", help="Only this part of each chest: 'left lung', 'heart'."
+)
+@click.option(
+    "--organs", type=click.Path(path_type=Path),
+    help="With --region: folder of organ masks, KEY.nii.gz of each scan; by default a model's.",
+)  # fmt: skip
+@click.option(
     "--approximate", is_flag=True, help="Make it ready for approximate search (20000 scans or more)."
 )
 @json_option
@@ -30,6 +37,8 @@ def index(
     root: Path | None,
     split: str | None,
     wait_s: float,
+    region: str,
+    organs: Path | None,
     approximate: bool,
     as_json: bool,
 ) -> int:
@@ -37,6 +46,9 @@ def index(
 
     COHORT is what `hilum prepare` left, or its manifest. Scans that the index has already are not read again,
     so a run that was stopped goes on. A scan that is refused is listed and left out (exit code 4).
+
+    With --region only a part of each chest is looked at, and so will be the scans that are searched by: an
+    organ, 'left lung', 'upper third of the right lung', or with --organs a lobe, 'left lower lobe'.
     """
     from hilum.cohort.manifest import read_manifest
     from hilum.io.inverted_lists import faiss_library
@@ -52,7 +64,10 @@ def index(
     loaded = load(model)
     with counted_bars(disable=as_json) as bars:
         row = bars.add_task("indexing", total=len(table))
-        done = index_cohort(loaded, table, out, wait_s=wait_s, progress=lambda key: bars.advance(row))
+        done = index_cohort(
+            loaded, table, out, wait_s=wait_s, progress=lambda key: bars.advance(row), region=region,
+            organs=organs,
+        )  # fmt: skip
     with progress("Making lists", quiet=as_json or not approximate):
         lists = index_lists(loaded, out, wait_s=wait_s) if approximate else None
     if as_json:

@@ -29,7 +29,8 @@ from hilum.io.atomic import atomic_folder, atomic_write
 from hilum.io.hashing import sha256_of
 from hilum.io.lock import output_lock
 
-FORMAT = 1
+FORMAT = 2
+"""1: whole scans. 2: some region of them, if `region` says one."""
 INDEX, VECTORS, ROWS = "index.json", "vectors.safetensors", "rows.parquet"
 PART = re.compile(r"part-\d{6}")
 LEFTOVERS = ".hilum-*.tmp"
@@ -51,11 +52,13 @@ class IndexModel:
 
     Args:
         name, sha256: of the model. spaces: name of each kind of embedding -> its numbers.
+        region: part of the chest that was looked at alone; "" for whole scans.
     """
 
     name: str
     sha256: str
     spaces: Mapping[str, int]
+    region: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,18 @@ class VectorIndex:
                 hint="Make the index anew with this model.",
             )
 
+    def require_region(self, region: str) -> None:
+        """Refuse rows of another part of the chest.
+
+        Raises:
+            WeightsError: `CACHE_STALE`.
+        """
+        if region != self.model.region:
+            raise WeightsError(
+                "CACHE_STALE", "an index is of one region", expected=self.model.region or "whole scans",
+                got=region or "whole scans", path=self.folder, hint="Make another index for this region.",
+            )  # fmt: skip
+
 
 def open_index(folder: str | Path) -> VectorIndex:
     """The parts of this moment.
@@ -184,7 +199,8 @@ def open_index(folder: str | Path) -> VectorIndex:
             raise WeightsError(
                 "FORMAT_NEWER", "an index's format is known", expected=FORMAT, got=data["format"], path=path
             )
-        model = IndexModel(data["model"]["name"], data["model"]["sha256"], dict(data["model"]["spaces"]))
+        told = data["model"]
+        model = IndexModel(told["name"], told["sha256"], dict(told["spaces"]), str(told.get("region", "")))
         parts = tuple(Part(p["name"], int(p["rows"]), dict(p["sha256"])) for p in data["parts"])
         if data["kind"] != "hilum-index" or not all(PART.fullmatch(p.name) for p in parts):
             raise ValueError("another kind of file")
@@ -272,6 +288,7 @@ def writing(folder: str | Path, model: IndexModel, wait_s: float = 0.0) -> Itera
         if (where / INDEX).exists():
             index = open_index(where)
             index.require_model(model.name, model.sha256)
+            index.require_region(model.region)
         else:
             index = VectorIndex(where, model, ())
             _write_index(index)
@@ -290,10 +307,14 @@ def _others(folder: Path) -> Iterator[Path]:
 
 
 def _write_index(index: VectorIndex) -> None:
+    model = asdict(index.model)
+    if not model["region"]:
+        del model["region"]
     data = {
         "kind": "hilum-index",
-        "format": FORMAT,
-        "model": {"name": index.model.name, "sha256": index.model.sha256, "spaces": dict(index.model.spaces)},
+        # an older reader would compare whole scans with a region
+        "format": FORMAT if "region" in model else 1,
+        "model": model,
         "parts": [asdict(part) for part in index.parts],
     }
     with atomic_write(index.folder / INDEX) as file:

@@ -18,6 +18,7 @@ from hilum.io.vector_index import VectorIndex, open_index
 from hilum.read.approximate import LEAST_ROWS
 from hilum.read.embed import REPORT, embed_scan, require_searchable
 from hilum.read.encoder import LoadedEncoder, load
+from hilum.read.regions import Region, require_region
 from hilum.read.search import allowed_rows, fused, nearest
 
 DEEP = 5
@@ -40,8 +41,8 @@ class Answered:
     Args:
         rows: each with `key`, its columns, and `score`: the cosine, or of several questions the fused rank
             score. size: rows of the index. asked: those of them that the filters allow.
-        model: name and sha256 of it. lists: what is known of the lists that were searched; None for a search
-            that was exact.
+        model: name and sha256 of it, and the region of the index. lists: what is known of the lists that were
+            searched; None for a search that was exact.
     """
 
     rows: tuple[dict[str, Any], ...]
@@ -64,7 +65,7 @@ class Answered:
 def ask(
     folder: str | Path, model: str | Path, *, texts: Sequence[str] = (), scans: Sequence[str | Path] = (),
     filters: Mapping[str, str] | None = None, top: int = 10, mode: Mode = "repair",
-    answers: Answers = Answers(), how: How = "auto",  # noqa: B008  frozen
+    answers: Answers = Answers(), how: How = "auto", organs: Sequence[Path] = (),  # noqa: B008  frozen
 ) -> Answered:  # fmt: skip
     """The whole way, from folders and paths. Several questions are fused by rank.
 
@@ -72,22 +73,26 @@ def ask(
         folder: of the index. model: that made it. texts, scans: at least one of either.
         filters: column -> value. top: answers. how: auto takes the lists of an index of `LARGE_ROWS` or
             more, if it has any, FAISS is there and they are worth it. Always exact: with filters, and for
-            rankings over `LISTS_TOP`.
+            rankings over `LISTS_TOP`. organs: masks of each scan, for an index of a region; none takes a
+            model's.
 
     Raises:
-        UsageError: `OPTION_UNKNOWN` without a question, or for approximate without lists; `COLUMN_MISSING`
-            for a filter; `EXTRA_MISSING`. InputRefused: a scan cannot be trusted. WeightsError: `CACHE_STALE`
+        UsageError: `OPTION_UNKNOWN` without a question, for approximate without lists, or masks that are not
+            one per scan; `COLUMN_MISSING` for a filter; `EXTRA_MISSING`. InputRefused: a scan cannot be
+            trusted, or does not show the index's region (`COVERAGE`). WeightsError: `CACHE_STALE`
             for an index of another model; for lists as of `open_lists`.
     """
     if not texts and not scans:
         raise UsageError("OPTION_UNKNOWN", "a search has a question", expected="--text or --scan", got="none")
     index, loaded = open_index(folder), load(model)
     require_searchable(index, loaded)
+    regions = _regions(index, len(scans), organs)
     depth = top if len(texts) + len(scans) == 1 else DEEP * top
     allowed = allowed_rows(index, filters or {})
     lists = None if allowed is not None or depth > LISTS_TOP else _lists(index, how)
     volumes = [open_volume(path, mode=mode, answers=answers) for path in scans]
-    questions = _questions(loaded, texts, [embed_scan(loaded, volume)[REPORT] for volume in volumes])
+    seen = [embed_scan(loaded, *pair)[REPORT] for pair in zip(volumes, regions, strict=True)]
+    questions = _questions(loaded, texts, seen)
     hits = nearest(index, REPORT, questions, depth, allowed, lists)
     if len(questions) == 1:
         kept = hits.rows[0] >= 0
@@ -98,9 +103,24 @@ def ask(
         found = fused([[n for n in ranking.tolist() if n >= 0] for ranking in hits.rows])[:top]
     rows = index.picked([int(n) for n, _ in found])  # type: ignore[call-overload]
     scored = tuple({**row, "score": round(score, 5)} for row, (_, score) in zip(rows, found, strict=True))
-    told = {"name": index.model.name, "sha256": index.model.sha256}
+    told = {"name": index.model.name, "sha256": index.model.sha256, "region": index.model.region}
     asked = len(index) if allowed is None else int(allowed.sum())
     return Answered(scored, len(index), asked, told, None if lists is None else lists.facts)
+
+
+def _regions(index: VectorIndex, scans: int, organs: Sequence[Path]) -> list[Region | None]:
+    name = index.model.region
+    if organs and (not name or len(organs) != scans):
+        raise UsageError(
+            "OPTION_UNKNOWN", "organ masks are for the scans of an index of a region",
+            expected=f"one for each of {scans} scans" if name else "none: the index is of whole scans",
+            got=len(organs), path=index.folder,
+        )  # fmt: skip
+    if not name:
+        return [None] * scans
+    if scans:
+        require_region(name, bool(organs))
+    return [Region(name, organs[i] if organs else None) for i in range(scans)]
 
 
 def _lists(index: VectorIndex, how: How) -> OpenLists | None:

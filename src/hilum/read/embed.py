@@ -11,12 +11,16 @@ import numpy as np
 from hilum.cohort.judge import Refusal
 from hilum.cohort.manifest import Manifest, ScanRow
 from hilum.errors import InputRefused
+from hilum.io.confine import confined
 from hilum.io.inverted_lists import ListFacts
 from hilum.io.vector_index import IndexModel, IndexWriter, VectorIndex, open_index, writing
 from hilum.model.encoder import without_text
 from hilum.read.approximate import LEAST_ROWS, build_lists
-from hilum.read.encoder import LoadedEncoder, Scan
-from hilum.read.joint import put_in_space
+from hilum.read.encoder import LoadedEncoder, Scan, opened
+from hilum.read.joint import ScanInSpace, in_space, put_in_space
+from hilum.read.reader_windows import ReaderWindows
+from hilum.read.regions import Region, region_alone, require_region
+from hilum.read.windows import windows_of
 from hilum.types import EmbeddingVector
 
 REPORT, DISEASE = "report", "disease"
@@ -30,8 +34,8 @@ Progress = Callable[[str], None]
 """Called with the key of every scan that is done."""
 
 
-def index_model(model: LoadedEncoder) -> IndexModel:
-    """What an index keeps of a model.
+def index_model(model: LoadedEncoder, region: str = "") -> IndexModel:
+    """What an index keeps of a model, and of which part of the chest it is.
 
     Raises:
         UsageError: `MODEL_INPUT` for a model without reports.
@@ -40,22 +44,30 @@ def index_model(model: LoadedEncoder) -> IndexModel:
         raise without_text("an index")
     names = (REPORT, DISEASE) if model.encoder.joint is not None else (REPORT,)
     spaces = dict.fromkeys(names, int(model.config.embedding))
-    return IndexModel(str(model.card["name"]), str(model.card["sha256"]), spaces)
+    return IndexModel(str(model.card["name"]), str(model.card["sha256"]), spaces, region)
 
 
-def embed_scan(model: LoadedEncoder, scan: Scan) -> dict[str, EmbeddingVector]:
-    """Space -> the scan in it.
+def embed_scan(model: LoadedEncoder, scan: Scan, region: Region | None = None) -> dict[str, EmbeddingVector]:
+    """Space -> the scan in it, or one part of the chest alone.
 
     Raises:
-        As of `LoadedEncoder.encode_scan` and `joint.put_in_space`.
+        As of `LoadedEncoder.encode_scan`, `joint.put_in_space` and `regions.region_in`.
     """
+    if region is not None and model.reader is None:
+        return embed_scan(model, region_alone(opened(scan), region))
     if model.encoder.joint is not None:
-        found = put_in_space(model, scan)
+        found = put_in_space(model, scan) if region is None else _region_in_space(model, scan, region)
         return {REPORT: found.report, DISEASE: found.disease}
     features = model.encode_scan(scan)
     if features.embedding is None:
         raise without_text("an index")
     return {REPORT: features.embedding}
+
+
+def _region_in_space(model: LoadedEncoder, scan: Scan, region: Region) -> ScanInSpace:
+    windows = windows_of(model)
+    assert isinstance(windows, ReaderWindows), "the model names a reader"
+    return in_space(model, windows.read_region(opened(scan), region))
 
 
 @dataclass(frozen=True)
@@ -70,20 +82,25 @@ class Indexed:
 
 def index_cohort(
     model: LoadedEncoder, cohort: Manifest, folder: str | Path, *, split: str | None = None,
-    wait_s: float = 0.0, progress: Progress = lambda key: None,
+    wait_s: float = 0.0, progress: Progress = lambda key: None, region: str = "",
+    organs: Path | None = None,
 ) -> Indexed:  # fmt: skip
     """Every scan of a cohort that the index does not have yet. A scan that is refused is listed and left out.
 
     Args:
         folder: of the index, made if it is not there. split: of the cohort alone. wait_s: for another writer.
+        region: part of the chest to look at alone; "" for whole scans. organs: folder with masks of every
+            scan, ``KEY.nii.gz`` or a folder ``KEY``; None takes a model's.
 
     Raises:
-        OutputError, WeightsError: see `vector_index.writing`.
+        OutputError, WeightsError: see `vector_index.writing`. UsageError: `OPTION_UNKNOWN` for no region.
     """
+    if region:
+        require_region(region, organs is not None)
     added: list[str] = []
     there: list[str] = []
     refused: list[Refusal] = []
-    with writing(folder, index_model(model), wait_s) as writer:
+    with writing(folder, index_model(model, region), wait_s) as writer:
         waiting: list[tuple[ScanRow, Mapping[str, EmbeddingVector]]] = []
         for row in cohort.rows(split):
             key = row.record.key
@@ -91,7 +108,8 @@ def index_cohort(
                 there.append(key)
             else:
                 try:
-                    waiting.append((row, embed_scan(model, cohort.open(row))))
+                    part = Region(region, _masks_of(key, organs)) if region else None
+                    waiting.append((row, embed_scan(model, cohort.open(row), part)))
                     added.append(key)
                 except InputRefused as error:
                     refused.append(Refusal.of(row.record, error))
@@ -125,6 +143,14 @@ def index_lists(
     # a text without a token has no direction
     asked = asked[np.linalg.norm(asked, axis=1) > 0.5]
     return build_lists(folder, REPORT, {"reports": asked}, seed=seed, wait_s=wait_s)
+
+
+def _masks_of(key: str, organs: Path | None) -> Path | None:
+    """Masks of one scan; a file where there is one, else a folder."""
+    if organs is None:
+        return None
+    files = [confined(organs, key + suffix) for suffix in (".nii.gz", ".nii", "")]
+    return next((path for path in files if path.exists()), files[0])
 
 
 def _write(writer: IndexWriter, waiting: Sequence[tuple[ScanRow, Mapping[str, EmbeddingVector]]]) -> None:

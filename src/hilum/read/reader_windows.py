@@ -20,6 +20,7 @@ from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.model.outline import windows as in_windows
 from hilum.model.preset import Preset
+from hilum.read.regions import Region, boxed, region_in
 from hilum.read.scan_model import ScanModel
 from hilum.tensors import VoxelFeatures, WindowDepths, WindowFeatures
 from hilum.volume import CTVolume
@@ -92,12 +93,22 @@ class ReaderWindows:
         """
         return self.read_all(volume, [self.depth_mm if depth_mm is None else depth_mm])[0]
 
+    def read_region(self, volume: CTVolume, region: Region) -> ReadWindows:
+        """A part of a scan; what the model says of the rest is left out.
+
+        Raises:
+            InputRefused: as of `region_in`.
+        """
+        return self.read_all(volume, [self.depth_mm], region)[0]
+
     @torch.inference_mode()
-    def read_all(self, volume: CTVolume, depths_mm: Sequence[float]) -> list[ReadWindows]:
+    def read_all(
+        self, volume: CTVolume, depths_mm: Sequence[float], region: Region | None = None
+    ) -> list[ReadWindows]:
         """See `WindowSource`; the scan is read once.
 
         Raises:
-            UsageError: as of `read`.
+            UsageError: as of `read`. InputRefused: as of `region_in`.
         """
         preset = _chest(self.model)
         side = round(SIDE_MM / preset.prep.spacing_mm)
@@ -107,11 +118,15 @@ class ReaderWindows:
         low, high = torch.tensor(preset.net.windows_hu).T[:, None, :, None, None, None] / 1000
         shown = in_windows(scan, low, high)[0]
         voxels = torch.cat([torch.from_numpy(out.organs), strength(torch.from_numpy(out.maps)), shown])
-        found = []
+        grid, found = out.grid, []
+        if region is not None:
+            mask = region_in(region, out.organs, grid, volume)
+            box, grid = boxed(mask, grid)
+            voxels = torch.where(torch.from_numpy(mask), voxels, beyond(voxels))[:, *box]
         for thick in thicks:
             both, depths, start = pooled(voxels, side, thick)
             slices = [start + (k + 0.5) * thick - 0.5 for k in range(depths.shape[2] * depths.shape[3])]
-            found.append(ReadWindows(both[None], depths[None], *heights(out.grid, slices, volume.geometry)))
+            found.append(ReadWindows(both[None], depths[None], *heights(grid, slices, volume.geometry)))
         return found
 
 
@@ -167,15 +182,20 @@ def pooled(voxels: VoxelFeatures, side: int, thick: int) -> tuple[torch.Tensor, 
         missing = -n % side
         starts.append(-(missing // 2))
         padded.append((missing // 2, missing - missing // 2))
-    # beyond the scan is air: no organ, no finding, the lowest of every window of HU
     pads = [p for pair in reversed(padded) for p in pair]
-    low = torch.where(voxels.flatten(1).amin(1) < 0, -1.0, 0.0)[:, None, None, None]
+    low = beyond(voxels)
     full = F.pad(voxels - low, pads) + low
     blocks = full.unflatten(3, (-1, side // thick, thick)).unflatten(2, (-1, side)).unflatten(1, (-1, side))
     slabs = blocks.permute(1, 3, 5, 6, 0, 2, 4, 7).flatten(5)
     depths = torch.cat([slabs.amax(5), slabs.mean(5)], dim=4)
     windows = torch.cat([depths.amax(3), depths.mean(3)], dim=3)
     return windows, depths, starts[2]
+
+
+def beyond(voxels: VoxelFeatures) -> torch.Tensor:
+    """What lies beyond a scan, (C, 1, 1, 1): air, so no organ, no finding, the lowest of every window of
+    HU."""
+    return torch.where(voxels.flatten(1).amin(1) < 0, -1.0, 0.0)[:, None, None, None]
 
 
 def heights(grid: Geometry, slices: Iterable[float], scanned: Geometry) -> tuple[np.ndarray, np.ndarray]:
