@@ -2,6 +2,7 @@
 
     python3 tools/install.py              to use Hilum (CPU build of torch)
     python3 tools/install.py --dev        and to test and change it
+    python3 tools/install.py --extra text  and to ask in words (docs/dependencies.md has every extra)
     python3 tools/install.py --gpu        the build of torch for this machine's GPU: several gigabytes
 
 Exact versions stand in constraints.txt. The CPU build is the default, so that a machine without a GPU does
@@ -32,15 +33,15 @@ print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "hip":
 
 def main() -> int:
     """Install, verify, say what to do next."""
-    options = _options()
     if sys.version_info < OLDEST:
         return _complain(
             f"Hilum needs Python {OLDEST[0]}.{OLDEST[1]} or newer; this is {sys.version.split()[0]}."
         )
+    options = _options()
     folder = Path(options.venv).expanduser().absolute()
     try:
         python = make_environment(folder)
-        install(python, folder, dev=options.dev, gpu=options.gpu)
+        install(python, folder, extras=options.extra + ["dev"] * options.dev, gpu=options.gpu)
         problem = verify(python, gpu=options.gpu)
     except subprocess.CalledProcessError as error:
         return _complain(f"This step failed, its own words are above: {_shown(error.cmd)}")
@@ -76,8 +77,11 @@ def make_environment(folder: Path) -> Path:
     return python
 
 
-def install(python: Path, folder: Path, *, dev: bool, gpu: bool) -> None:
+def install(python: Path, folder: Path, *, extras: list[str], gpu: bool) -> None:
     """Hilum and what it needs, through uv, at the versions of constraints.txt.
+
+    Args:
+        extras: of pyproject.toml.
 
     Raises:
         subprocess.CalledProcessError: pip or uv failed.
@@ -86,7 +90,7 @@ def install(python: Path, folder: Path, *, dev: bool, gpu: bool) -> None:
     _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", UV])
     environment = uv_environment(os.environ, pip_settings(python))
     environment["VIRTUAL_ENV"] = str(folder)
-    target = f"{ROOT}[dev]" if dev else str(ROOT)
+    target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     command = [str(python), "-m", "uv", "pip", "install", "--python", str(python)]
     command += ["--constraint", str(ROOT / "constraints.txt"), "--editable", target]
     local = local_wheel_folder(environment.get("UV_FIND_LINKS", ""), pinned_torch())
@@ -198,6 +202,13 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
+    import tomllib  # not there in a Python that is too old, which is said first
+
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    parser.add_argument(
+        "--extra", action="append", default=[], choices=sorted(known), metavar="NAME",
+        help="also what a part needs: " + ", ".join(name for name in known if name != "dev"),
+    )  # fmt: skip
     parser.add_argument("--gpu", action="store_true", help="the GPU build of torch instead of the CPU build")
     parser.add_argument(
         "--venv", default=str(ROOT / ".venv"), help="folder of the environment (default: .venv)"
