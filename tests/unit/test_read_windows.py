@@ -58,7 +58,7 @@ def test_depths_lie_at_their_heights(depth_mm):
     volume = CTVolume.from_source(hu, Geometry(hu.shape, affine), Provenance("phantom", "0" * 64))
     source = ReaderWindows(StandIn())
     found = source.read(volume, depth_mm)
-    assert source.width == 56 and found.both.shape[4] == 2 * 56 and found.depths.shape[5] == 56
+    assert source.width == 92 and found.both.shape[4] == 2 * 92 and found.depths.shape[5] == 92
     assert np.allclose(np.diff(found.depth_mm), depth_mm)
     assert len(found.depth_mm) == found.depths.shape[3] * found.depths.shape[4]
     # the highest value of the first map at every depth, over all windows of the plane

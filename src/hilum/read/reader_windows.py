@@ -1,9 +1,10 @@
 """A scan as windows and depths: what a combiner reads (RadFinder §1.2), of every window [CLS; mean of its
 patches] and of every depth of it the mean over the plane. By a model that reads scans.
 
-The organs and gated maps of that model, and the scan itself in its windows of HU. In place of the CLS stands
-what is highest in the window: a small lesion fills little of a mean. Maps are read by their log-odds: what
-tells a faint lesion from none is a probability of 0.001 beside one of 0.0001.
+The organs and gated maps of that model, and the scan itself in its windows of HU, everywhere and in each
+organ alone: calcium in the heart is nothing beside the ribs. In place of the CLS stands what is highest in
+the window: a small lesion fills little of a mean. Maps are read by their log-odds: what tells a faint lesion
+from none is a probability of 0.001 beside one of 0.0001.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ from hilum.model.preset import Preset
 from hilum.read.regions import Region, boxed, region_in
 from hilum.read.scan_model import ScanModel
 from hilum.tensors import VoxelFeatures, WindowDepths, WindowFeatures
+from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.volume import CTVolume
 
 SIDE_MM = 96.0
 """Of a window, as published."""
+OWN_HU = tuple(name for name in ORGAN_CHANNELS if name != "global")
+"""Organs in which HU are read apart."""
 FLOOR = 1e-5
 """Probability of a voxel that is told from nothing."""
 
@@ -83,7 +87,7 @@ class ReaderWindows:
     def facts(self) -> dict[str, Any]:
         """See `WindowSource`."""
         told = {"model": self.model.sha256, "side_mm": SIDE_MM, "statistics": "max, mean"}
-        return told | {"maps": f"log-odds above {FLOOR:g}"}
+        return told | {"maps": f"log-odds above {FLOOR:g}", "hu": "everywhere, in each organ"}
 
     def read(self, volume: CTVolume, depth_mm: float | None = None) -> ReadWindows:
         """See `WindowSource`.
@@ -117,7 +121,7 @@ class ReaderWindows:
         scan, _ = preset.prep.apply(volume)
         low, high = torch.tensor(preset.net.windows_hu).T[:, None, :, None, None, None] / 1000
         shown = in_windows(scan, low, high)[0]
-        voxels = torch.cat([torch.from_numpy(out.organs), strength(torch.from_numpy(out.maps)), shown])
+        voxels = channels(torch.from_numpy(out.organs), torch.from_numpy(out.maps), shown)
         grid, found = out.grid, []
         if region is not None:
             mask = region_in(region, out.organs, grid, volume)
@@ -131,13 +135,13 @@ class ReaderWindows:
 
 
 def reader_width(model: ScanModel) -> int:
-    """Numbers of a depth that is read by a model: two statistics of organs, maps and windows of HU.
+    """Numbers of a depth that is read by a model: two statistics of each of `channels`.
 
     Raises:
         UsageError: `CONFIG_VALUE` for a model on another grid.
     """
     net = _chest(model).net
-    return 2 * (net.organs + net.findings + len(net.windows_hu))
+    return 2 * (net.organs + net.findings + (1 + len(OWN_HU)) * len(net.windows_hu))
 
 
 def _chest(model: ScanModel) -> Preset:
@@ -146,6 +150,13 @@ def _chest(model: ScanModel) -> Preset:
             "CONFIG_VALUE", "windows are read by a model on the chest's grid", got=model.preset.name
         )
     return model.preset
+
+
+def channels(organs: torch.Tensor, maps: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+    """What is known of each voxel (C, X, Y, Z): organs (O, ...), maps (D, ...) by their strength, windows of
+    HU (N, ...) from -1 to 1, and the same from 0 to 2 in each organ of `OWN_HU` alone, 0 outside it."""
+    inside = [(organs[[ORGAN_CHANNELS.index(name)]] > 0.5) * (shown + 1) for name in OWN_HU]
+    return torch.cat([organs, strength(maps), shown, *inside])
 
 
 def strength(maps: torch.Tensor) -> torch.Tensor:
