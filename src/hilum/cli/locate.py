@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("path", type=click.Path())
 @click.argument("sentences", metavar="SENTENCE...", nargs=-1)
-@click.option("--csv", "table", type=click.Path(path_type=Path), help="Sentences from a column `sentence`.")
+@click.option(
+    "--csv",
+    "table",
+    type=click.Path(path_type=Path),
+    help="Sentences from a column `sentence` (CSV, TSV, XLSX).",
+)
 @click.option(
     "--model", default="radfinder-nano", show_default=True, type=click.Path(),
     help="Model of windows and texts (3d-joint): a folder, or one that ships.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,14 @@ import numpy as np
 from hilum.errors import InputRefused, UsageError
 from hilum.io.limits import Answers, Mode
 from hilum.io.open import open_volume
+from hilum.io.table import read_table
 from hilum.read.encoder import load
 from hilum.read.found import ImageRef
 from hilum.read.joint import Located, locate, not_joint, put_in_space
 from hilum.read.place import image_at, nearest_voxel, slice_axis_of
 from hilum.volume import CTVolume
 
-MOST_SENTENCES, MOST_BYTES = 10_000, 16 * 2**20
+MOST_SENTENCES = 10_000
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def sentences_of(given: Sequence[str], table: Path | None) -> list[str]:
     """Those of the command line and of a table.
 
     Raises:
-        UsageError: `OPTION_UNKNOWN` without any, or with too many. InputRefused: `NOT_FOUND`,
-            `COLUMN_MISSING`, `TEXT_ENCODING` for a table that cannot be used.
+        UsageError: `OPTION_UNKNOWN` without any, or with too many. InputRefused: `TEXT_ENCODING`; others as
+            of `read_table`.
     """
     asked = [*given, *(_column(table) if table is not None else [])]
     asked = [text.strip() for text in asked]
@@ -135,17 +135,7 @@ def answer_of(text: str, found: Located, volume: CTVolume) -> Answer:
 
 
 def _column(table: Path) -> list[str]:
-    try:
-        with table.open("rb") as file:
-            text = file.read(MOST_BYTES).decode("utf-8-sig")
-    except OSError as error:
-        raise InputRefused("NOT_FOUND", "a table can be read", got=error.strerror, path=table) from None
-    except UnicodeDecodeError:
-        raise InputRefused("TEXT_ENCODING", "a table is UTF-8", got="other bytes", path=table) from None
-    rows = csv.DictReader(text.splitlines())
-    if "sentence" not in (rows.fieldnames or []):
-        raise InputRefused(
-            "COLUMN_MISSING", "a table of sentences has its column", expected="sentence",
-            got=", ".join(rows.fieldnames or []), path=table,
-        )  # fmt: skip
-    return [row["sentence"] or "" for row in rows]
+    asked = [row["sentence"] for row in read_table(table, ["sentence"])]
+    if broken := [text for text in asked if "\ufffd" in text]:
+        raise InputRefused("TEXT_ENCODING", "a table is UTF-8", got=f"{len(broken)} others", path=table)
+    return asked
