@@ -64,6 +64,12 @@ class JointRecipe(RunRecipe):
     shortest: int = Field(11, ge=0, description="words of a report that is worth reading")
     rescale: float = Field(2.0, ge=1, description="largest factor of all coordinates of a step")
     hide: float = Field(0.0, ge=0, lt=1, description="chance of a window to be hidden in a step")
+    noise: float = Field(
+        0.0, ge=0, description="added to what frozen towers say, in its deviations, in training"
+    )
+    drop: float = Field(
+        0.0, ge=0, lt=1, description="chance of a number of all windows of a scan to be left out"
+    )
     fresh: Literal["published", "fan"] = Field(
         "published", description="weights from a normal of 0.02, or by each map's width: for narrow models"
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from hilum.model.causal_lm import with_lora
 from hilum.model.radfinder import JointNumbers, RadFinder
@@ -77,19 +78,45 @@ class Standard(nn.Module):
         first.bias.sub_(first.weight @ self.mean)
 
 
+class Shake(NamedTuple):
+    """Against learning a small cohort by heart: some hundred scans are told apart by any of their numbers.
+
+    Args:
+        noise: normal, added to standardised rows. drop: chance of a number of all windows of a scan to become
+            the mean.
+    """
+
+    noise: float = 0.0
+    drop: float = 0.0
+
+    def windows(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of scans (B, ..., E)."""
+        if self.drop:
+            each = rows.new_ones(len(rows), *[1] * (rows.dim() - 2), rows.shape[-1])
+            rows = rows * F.dropout(each, self.drop)
+        return self.texts(rows)
+
+    def texts(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of texts (N, W)."""
+        return rows + self.noise * torch.randn_like(rows) if self.noise else rows
+
+
 class JointStudent(nn.Module):
     """Combiner and heads, and a text tower where that learns.
 
     Args:
         numbers: of the joint model. losses: parts that no loss reaches are not trained.
         text: with its weights, if `lora` is given. bias: of SigLIP at the start. fan: see `by_width`.
+        shake: what is done to rows of frozen towers.
     """
 
     def __init__(
         self, numbers: JointNumbers, losses: JointLosses, text: TextTower | None = None,
         lora: JointLora | None = None, bias: float = -10.0, fan: bool = False,
+        shake: Shake = Shake(),  # noqa: B008  frozen
     ) -> None:  # fmt: skip
         super().__init__()
+        self.shake = shake
         self.joint = RadFinder(numbers.config())
         if fan:
             by_width(self.joint)
@@ -111,11 +138,11 @@ class JointStudent(nn.Module):
             present: windows that are shown. rescale: of coordinates.
         """
         joint = self.joint
-        scans = joint.scans(self.windows(batch.both), present, rescale)
+        scans = joint.scans(self._shaken(self.windows(batch.both)), present, rescale)
         depths = self._depths(batch, present, rescale) if self.places else scans.disease[:, None]
         return JointSeen(
             scans.report, scans.disease, depths, self._reports(texts.reports),
-            joint.snippets(self.snippets(self._pooled(texts.snippets))), self._reports(texts.prompts),
+            joint.snippets(self._told(self.snippets, texts.snippets)), self._reports(texts.prompts),
         )  # fmt: skip
 
     def _depths(self, batch: JointBatch, present: torch.Tensor, rescale: torch.Tensor) -> torch.Tensor:
@@ -124,7 +151,8 @@ class JointStudent(nn.Module):
         if len(asked) == 0:
             # a gradient, if of nothing: ranks agree on what has one
             asked = torch.zeros(1, dtype=torch.int64, device=batch.both.device)
-        found, _ = self.joint.depths(self.depths(batch.depths[asked]), present[asked], rescale)
+        rows = self._shaken(self.depths(batch.depths[asked]))
+        found, _ = self.joint.depths(rows, present[asked], rescale)
         return found.new_zeros(len(batch), *found.shape[1:]).index_copy(0, asked, found)
 
     @torch.no_grad()
@@ -140,7 +168,14 @@ class JointStudent(nn.Module):
         return joint
 
     def _reports(self, texts: Texts) -> torch.Tensor:
-        return self.joint.reports(self.reports(self._pooled(texts)))
+        return self.joint.reports(self._told(self.reports, texts))
+
+    def _told(self, standard: Standard, texts: Texts) -> torch.Tensor:
+        rows = standard(self._pooled(texts))
+        return self.shake.texts(rows) if self.training else rows
+
+    def _shaken(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.shake.windows(rows) if self.training else rows
 
     def _pooled(self, texts: Texts) -> torch.Tensor:
         if isinstance(texts, torch.Tensor):

@@ -28,7 +28,7 @@ from hilum.train.ema import Average, unwrapped
 from hilum.train.groups import GroupRecipe, adamw_groups, parameter_groups
 from hilum.train.joint_data import JointBatch, JointScans, JointStream, samples_facts, tensors_of
 from hilum.train.joint_recipe import JointRecipe
-from hilum.train.joint_student import JointSeen, JointStudent, JointTexts, Texts, joint_losses
+from hilum.train.joint_student import JointSeen, JointStudent, JointTexts, Shake, Texts, joint_losses
 from hilum.train.parallel import exchange_gradients, without_exchange
 from hilum.train.schedule import Rates
 from hilum.train.stream import generator_of
@@ -72,8 +72,10 @@ class JointRun:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         tower = copy.deepcopy(self.tower.tower)
-        fan = recipe.fresh == "fan"
-        student = JointStudent(self.preset.net, recipe.losses, tower, recipe.text.lora, recipe.bias, fan)
+        fan, shake = recipe.fresh == "fan", Shake(recipe.noise, recipe.drop)
+        student = JointStudent(
+            self.preset.net, recipe.losses, tower, recipe.text.lora, recipe.bias, fan, shake
+        )
         self._standardise(student)
         return student
 
