@@ -118,3 +118,16 @@ def test_other_models_say_what_they_are(scan, kind):
     if kind == "3d-vlm":
         with pytest.raises(UsageError, match=r"MODEL_INPUT.*snippets"):
             model.encode_text(["a"], snippets=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_answer_is_as_likely_too_high_as_too_low(scan, monkeypatch, seed):
+    model = joint()
+    found = put_in_space(model, scan)
+    told = np.random.default_rng(seed).normal(size=(1, 12)).astype(np.float32)
+    monkeypatch.setattr(model, "encode_text", lambda texts, snippets: told / np.linalg.norm(told))
+    (where,) = locate(model, found, ["a"])
+    step = np.diff(found.depth_mm).mean()
+    # each depth spread evenly over its thickness
+    below = np.clip((where.z_mm - (found.depth_mm - step / 2)) / step, 0, 1)
+    assert (below * where.share).sum() == pytest.approx(0.5, abs=1e-3)
