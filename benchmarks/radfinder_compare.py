@@ -12,7 +12,7 @@ fine-read   the same weights, read at depths of 4 mm
 no-snippets without the loss of placed sentences
 no-prompts  without the loss of prompts
 clip        reports alone
-map         no space at all: the finding that the sentence names (`hilum reports labels`), where its map is highest
+map         no space: the finding that the sentence names (`hilum reports labels`), where its map is highest
 
 Weights are chosen nowhere: every arm's are those after the last step. Retrieval, zero-shot AUROC and
 localization are of phantoms that neither an arm nor the window reader has seen; intervals are over patients,
@@ -192,8 +192,8 @@ def examined(arms: list[str], encoders: dict[str, Path], folders: dict[float, Pa
 
 
 def map_errors(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Errors, mm, and scan of each sentence, of the highest depth of the map of the finding that it names; the
-    middle of the scan where it names none."""
+    """Errors, mm, and scan of each sentence, of the highest depth of the map of the finding that it names;
+    the middle of the scan where it names none."""
     samples = [s for s in read_samples(folder / SAMPLES) if s.split == split]
     cache, errors, of_scan = cache_in(folder), list[float](), list[int]()
     for i, sample in enumerate(samples):
@@ -201,7 +201,7 @@ def map_errors(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         place = read.depth_mm[read.there]
         for snippet in sample.snippets:
             told = label_report(snippet.text)
-            named = [slug for slug in SLUGS if told[slug].label == "present" or told[slug].status == "hedged"]
+            named = [slug for slug in SLUGS if told[slug].status in ("said", "doubted")]
             z_mm = (place.min() + place.max()) / 2
             if named:
                 # of every depth: the highest of each channel first, organs before maps
