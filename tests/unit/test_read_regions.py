@@ -37,7 +37,7 @@ class StandIn(ScanModel):
     def __init__(self):
         self.preset = Preset.from_dict(preset_data("phantom-small"))
 
-    def run(self, volume):
+    def run(self, volume, outlines=True):
         tensor, trace = self.preset.prep.apply(volume)
         hu = tensor[0, 0].numpy() * 1000
         # beyond the body is air as well

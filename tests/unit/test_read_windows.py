@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from hilum.cohort.phantom_set import phantom_volume
 from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.io.weights import preset_data
 from hilum.model.preset import Preset
+from hilum.phantom.draw import draw_plan
+from hilum.phantom.make import make_phantom
 from hilum.read.reader_windows import ReaderWindows, pooled
 from hilum.read.scan_model import ScanModel
 from hilum.volume import CTVolume, Provenance
@@ -39,7 +42,7 @@ class StandIn(ScanModel):
     def __init__(self) -> None:
         self.preset = Preset.from_dict(preset_data("phantom-small"))
 
-    def run(self, volume):
+    def run(self, volume, outlines=True):
         tensor, trace = self.preset.prep.apply(volume)
         bright = (tensor[0, 0] > 0.5).float().numpy()
         return SimpleNamespace(
@@ -76,3 +79,11 @@ def test_depths_divide_a_window():
     )
     with pytest.raises(UsageError, match=r"CONFIG_VALUE.*divide a window"):
         ReaderWindows(StandIn()).read(volume, 20.0)
+
+
+def test_windows_need_no_outlines():
+    phantom = make_phantom(draw_plan(3, spacing_mm=(3.0, 3.0, 4.0)), work_mm=4.0)
+    volume, model = phantom_volume(phantom), ScanModel.load("phantom-small")
+    whole, without = model.run(volume), model.run(volume, outlines=False)
+    assert (whole.organs == without.organs).all() and (whole.maps == without.maps).all()
+    assert whole.outlines.shape > without.outlines.shape == without.organs.shape

@@ -117,7 +117,7 @@ class ReaderWindows:
         preset = _chest(self.model)
         side = round(SIDE_MM / preset.prep.spacing_mm)
         thicks = [thickness(mm, preset.prep.spacing_mm, side) for mm in depths_mm]
-        out = self.model.run(volume)
+        out = self.model.run(volume, outlines=False)
         scan, _ = preset.prep.apply(volume)
         low, high = torch.tensor(preset.net.windows_hu).T[:, None, :, None, None, None] / 1000
         shown = in_windows(scan, low, high)[0]

@@ -94,7 +94,7 @@ def region_alone(volume: CTVolume, region: Region) -> CTVolume:
     Raises:
         As of `region_in`.
     """
-    found = _outlines().run(volume)
+    found = _outlines().run(volume, outlines=False)
     inside = region_in(region, found.organs, found.grid, volume)
     mask = sample_nearest(inside, found.grid, volume.geometry, 0.0) > 0
     box, grid = boxed(mask, volume.geometry)

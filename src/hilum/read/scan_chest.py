@@ -41,12 +41,12 @@ class ChestWay:
     def __init__(self, preset: Preset, network: torch.nn.Module) -> None:
         self.preset, self.network = preset, network
 
-    def run(self, volume: CTVolume) -> Found:
+    def run(self, volume: CTVolume, outlines: bool = True) -> Found:
         """See `Way`."""
         tensor, trace = self.preset.prep.apply(volume)
-        fine, fine_trace = self.preset.prep.finer(volume, trace) if self.preset.net.outline else (None, trace)
+        finely = outlines and self.preset.net.outline
+        fine, fine_trace = self.preset.prep.finer(volume, trace) if finely else (None, trace)
         found = self.infer(tensor, fine)
-        outlines = found.organs if found.outlines is None else found.outlines
         return Found(
             trace.grid,
             found.organs.numpy(),
@@ -54,7 +54,7 @@ class ChestWay:
             found.maps.numpy(),
             found.pooled,
             trace,
-            outlines.numpy(),
+            (found.organs if found.outlines is None else found.outlines).numpy(),
             fine_trace,
         )
 

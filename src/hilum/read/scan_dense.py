@@ -70,7 +70,7 @@ class DenseWay:
         shape = card.get("shape_vox")
         return cls(network, pipeline, rule, None if shape is None else (shape[0], shape[1], shape[2]), heads)
 
-    def run(self, volume: CTVolume) -> Found:
+    def run(self, volume: CTVolume, outlines: bool = True) -> Found:
         """See `Way`."""
         tensor, trace = self.pipeline.apply(volume)
         whole = tensor.shape[2:]

@@ -111,9 +111,13 @@ class ScanModel:
         return self.way.gates
 
     @torch.inference_mode()
-    def run(self, volume: CTVolume) -> ModelOutput:
-        """Prepare, infer, gate, pool. Deterministic on CPU."""
-        found = self.way.run(volume)
+    def run(self, volume: CTVolume, outlines: bool = True) -> ModelOutput:
+        """Prepare, infer, gate, pool. Deterministic on CPU.
+
+        Args:
+            outlines: organs as finely as the model knows them; without, those of the gates stand for them.
+        """
+        found = self.way.run(volume, outlines)
         return ModelOutput(**vars(found), probabilities=self.calibrate(found.pooled))
 
     @torch.inference_mode()

@@ -75,8 +75,8 @@ class Way(Protocol):
     gates: tuple[tuple[int, ...], ...]
     """Organ channels that open each finding's gate."""
 
-    def run(self, volume: CTVolume) -> Found:
-        """Prepare, infer, gate, pool."""
+    def run(self, volume: CTVolume, outlines: bool = True) -> Found:
+        """Prepare, infer, gate, pool; without `outlines`, which cost as much again, they are the organs."""
 
     def infer(self, scan: torch.Tensor, fine: torch.Tensor | None = None) -> Inference:
         """One prepared scan through the network."""
