@@ -24,7 +24,7 @@ PARAMETERS = {
     "phantom-small-clip": 3_739_618,
     "phantom-small-organ-clip": 3_740_567,
     "radfinder": 92_014_330,
-    "radfinder-nano": 870_682,
+    "radfinder-nano": 878_458,
 }
 SMALL = [name for name, count in PARAMETERS.items() if count < 5_000_000]
 
