@@ -30,7 +30,10 @@ def test_presets_what_ships_and_folders_are_listed_with_their_size(tmp_path):
     shipped = next(row for row in rows if row["what"] == "reader" and row["name"] == "phantom-small")
     assert shipped["parameters"] == 3_713_028 and shipped["kind"] == "ynet" and shipped["synthetic"]
     assert shipped["licence"] == "Apache-2.0" and "synthetic" in shipped["trained_on"]
-    mine = [row for row in rows if row["what"] == "encoder"]
+    encoders = [row for row in rows if row["what"] == "encoder"]
+    nano = next(row for row in encoders if row["name"] == "radfinder-nano")
+    assert nano["parameters"] == 878_458 and nano["kind"] == "3d-joint" and nano["synthetic"]
+    mine = [row for row in encoders if row["folder"]]
     assert [row["folder"] for row in mine] == [str(tmp_path / n) for n in ("a", "b", "b")]
     assert {row["parameters"] for row in mine} == {sum(a.size for a in file.tensors.values())}
     assert {(row["kind"], row["trained_on"]) for row in mine} == {("3d", file.card["trained_on"])}
