@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hilum.read.samples import Sample
 
 ROOT = Path(__file__).resolve().parent.parent
+HELP = ["-h", "--help"]
 MADE = "<!-- Made by tools/docs.py; change the source instead. -->"
 
 
@@ -29,7 +30,10 @@ def cli_page() -> str:
         f"# Commands\n\n{MADE}\n\nExit codes: 0 ok · 2 usage · 3 input refused · 4 partial · 5 internal.\n"
     ]
     for name, command in sorted(_tool("surface").commands().items()):
-        context = click.Context(command, info_name=name, terminal_width=100, max_content_width=100)
+        # as under `hilum`: a command keeps the names by which it was asked first
+        context = click.Context(
+            command, info_name=name, terminal_width=100, max_content_width=100, help_option_names=HELP
+        )
         parts.append(f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
 
