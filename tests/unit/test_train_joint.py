@@ -20,7 +20,7 @@ from hilum.train import joint_run
 from hilum.train.ema import Average
 from hilum.train.joint_data import JointStream, pad_windows, read_joint, tensors_of
 from hilum.train.joint_run import joint_file
-from hilum.train.joint_student import chosen_prompts, fill_in
+from hilum.train.joint_student import Shake, chosen_prompts, fill_in
 from hilum.train.joint_task import JointRun, JointTower, shown_depths
 from hilum.train.loop import train
 from hilum.train.text_source import load_text_tower
@@ -277,3 +277,14 @@ def test_windows_of_another_encoder_are_not_exported(folder, tmp_path):
     tensors = task.student().state_dict()
     with pytest.raises(WeightsError):
         joint_file(task, tensors, 1)
+
+
+def test_shaking_drops_a_number_from_all_windows_of_a_scan():
+    torch.manual_seed(0)
+    rows = torch.ones(6, 2, 3, 40)
+    dropped = Shake(drop=0.5).windows(rows)
+    assert (dropped == dropped[:, :1, :1]).all(), "alike in every window"
+    assert set(dropped.unique().tolist()) == {0.0, 2.0} and not (dropped[0] == dropped[1]).all()
+    noisy = Shake(noise=0.3).windows(torch.zeros(4, 50, 50))
+    assert abs(float(noisy.std()) - 0.3) < 0.01
+    assert (Shake().windows(rows) == rows).all() and (Shake(drop=0.5).texts(rows) == rows).all()
