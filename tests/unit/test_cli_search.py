@@ -170,6 +170,8 @@ def organs(cohort, tmp_path):
 def test_an_index_of_a_region_compares_that_region(cohort, model, organs, tmp_path):
     made = (cohort / "prepared", "--model", model, "--out", tmp_path / "i", "--region", "left lower lobe")
     assert Called(index).refusal(*made).code == "OPTION_UNKNOWN"
+    # masks without a region would go unused
+    assert Called(index).refusal(*made[:-2], "--organs", organs).code == "OPTION_UNKNOWN"
     assert not (tmp_path / "i").exists(), "a refused input writes nothing"
     result = Called(index)(*made, "--organs", organs, "--json")
     told = json.loads(result.stdout)

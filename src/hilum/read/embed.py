@@ -95,7 +95,7 @@ def index_cohort(
     Raises:
         OutputError, WeightsError: see `vector_index.writing`. UsageError: `OPTION_UNKNOWN` for no region.
     """
-    if region:
+    if region or organs is not None:
         require_region(region, organs is not None)
     added: list[str] = []
     there: list[str] = []
