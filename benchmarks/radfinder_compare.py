@@ -191,10 +191,9 @@ def examined(arms: list[str], encoders: dict[str, Path], folders: dict[float, Pa
         return examine_joint(told, steps=steps)
 
 
-def map_errors(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def map_errors(folder: Path, samples: list[JointSample]) -> tuple[np.ndarray, np.ndarray]:
     """Errors, mm, and scan of each sentence, of the highest depth of the map of the finding that it names;
     the middle of the scan where it names none."""
-    samples = [s for s in read_samples(folder / SAMPLES) if s.split == split]
     cache, errors, of_scan = cache_in(folder), list[float](), list[int]()
     for i, sample in enumerate(samples):
         read = windows_in(cache.get(sample.key, sample.scan or None))
@@ -214,8 +213,8 @@ def map_errors(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 def with_map(found: JointExam, folder: Path) -> JointExam:
     """The exam with that baseline, on its draws."""
-    errors, of_scan = map_errors(folder, found.split)
     samples = [s for s in read_samples(folder / SAMPLES) if s.split == found.split]
+    errors, of_scan = map_errors(folder, samples)
     draws = patient_draws([s.patient for s in samples], 1000, 0)
     figures = {**found.figures, "map": measured(errors, of_scan, draws)}
     return replace(found, figures=figures)

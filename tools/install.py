@@ -198,12 +198,12 @@ def _complain(text: str) -> int:
 
 
 def _options() -> argparse.Namespace:
+    import tomllib  # not there in a Python that is too old, which is said first
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dev", action="store_true", help="also what the tests and checks need")
-    import tomllib  # not there in a Python that is too old, which is said first
-
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     parser.add_argument(
         "--extra", action="append", default=[], choices=sorted(known), metavar="NAME",

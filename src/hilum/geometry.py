@@ -6,14 +6,14 @@ Sources: NIfTI-1 standard (affines are RAS+); DICOM PS3.3 C.7.6.2 (patient coord
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from hilum.errors import HeaderError
-from hilum.types import AffineLps, AffineRas, MaskVolume, PointsMm, SpacingMm
+from hilum.types import AffineLps, AffineRas, MaskVolume, PointsMm, SliceHeights, SpacingMm
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Same point, other letters: x and y change sign. Its own inverse."""
@@ -112,6 +112,15 @@ class Geometry:
         inverse = np.linalg.inv(self.affine_ras)
         point = np.asarray(point_mm, dtype=np.float64).reshape(-1, 3)
         return point @ inverse[:3, :3].T + inverse[:3, 3]
+
+    def heights_mm(self, slices: Iterable[float]) -> SliceHeights:
+        """z of the middles of slices along the third axis, mm RAS+.
+
+        Args:
+            slices: indices, also between two or beyond the grid.
+        """
+        middle = [(n - 1) / 2 for n in self.shape[:2]]
+        return self.to_mm(np.array([(*middle, k) for k in slices]))[:, 2]
 
     def corners_mm(self) -> PointsMm:
         """The eight corner voxel centres, mm RAS+, shape (8, 3)."""

@@ -1,14 +1,10 @@
 """`kill -9` while lists of an index are made: those of before stay, and the next run makes its own."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _killed import killed
 
 from hilum.io.inverted_lists import FILE, open_lists
 from hilum.io.vector_index import LEFTOVERS, IndexModel, open_index, writing
@@ -37,13 +33,7 @@ for _ in range(200):
 @pytest.mark.parametrize("after_s", [0.0, 0.05, 0.13, 0.3, 0.55])
 def test_lists_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_s: float) -> None:
     folder = tmp_path / "index"
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, start_new_session=True
-    ) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        time.sleep(after_s)
-        os.killpg(child.pid, signal.SIGKILL)
+    killed(SCRIPT, folder, after_s)
     index = open_index(folder)
     index.verify()
     lists = open_lists(index, "report")

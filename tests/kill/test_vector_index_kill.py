@@ -1,14 +1,10 @@
 """`kill -9` while an index is written: it holds whole parts, and the next writer goes on."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from _killed import killed
 
 from hilum.io.vector_index import IndexModel, open_index, writing
 
@@ -30,13 +26,7 @@ with writing(sys.argv[1], model) as writer:
 def test_an_index_survives(tmp_path: Path, after_s: float) -> None:
     folder = tmp_path / "index"
     for _ in range(2):
-        with subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder)], stdout=subprocess.PIPE, start_new_session=True
-        ) as child:
-            assert child.stdout is not None
-            child.stdout.readline()
-            time.sleep(after_s)
-            os.killpg(child.pid, signal.SIGKILL)
+        killed(SCRIPT, folder, after_s)
     index = open_index(folder)
     index.verify()
     assert len(index) == 500 * len(index.parts) < 200_000

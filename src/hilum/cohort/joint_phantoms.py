@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
 from hilum.cohort.joint_samples import JointSample, Language, PlacedText, Report
 from hilum.geometry import Geometry
 from hilum.phantom.make import Phantom
@@ -59,6 +57,5 @@ def placed(report: str, language: Language, heights: Mapping[int, float]) -> Ite
 
 def image_heights(geometry: Geometry) -> dict[int, float]:
     """Image number -> height of that slice's middle, mm RAS+."""
-    middle = [(n - 1) / 2 for n in geometry.shape[:2]]
-    places = geometry.to_mm(np.array([(*middle, k) for k in range(geometry.shape[2])]))
-    return dict(zip(numbers_from_top(geometry), places[:, 2].tolist(), strict=True))
+    heights = geometry.heights_mm(range(geometry.shape[2]))
+    return dict(zip(numbers_from_top(geometry), heights.tolist(), strict=True))

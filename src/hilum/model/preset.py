@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -87,9 +87,7 @@ class BackbonePreset:
             WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a number that makes
                 no network.
         """
-        _known_network(data.get("network"), cls)
-        _same_keys(data, {f.name for f in fields(cls)}, "preset")
-        return cls(data["name"], data["network"], ViTConfig(**_numbers(data["net"], ViTConfig)))
+        return cls(*_named_net(data, cls, ViTConfig))
 
 
 @dataclass(frozen=True)
@@ -112,9 +110,7 @@ class PrimusPreset:
             WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a number that makes
                 no network.
         """
-        _known_network(data.get("network"), cls)
-        _same_keys(data, {f.name for f in fields(cls)}, "preset")
-        return cls(data["name"], data["network"], PrimusConfig(**_numbers(data["net"], PrimusConfig)))
+        return cls(*_named_net(data, cls, PrimusConfig))
 
 
 @dataclass(frozen=True)
@@ -196,9 +192,7 @@ class JointPreset:
             WeightsError: `CONFIG_KEY` for an unknown or missing key, `CONFIG_VALUE` for a network of another
                 kind.
         """
-        _known_network(data.get("network"), cls)
-        _same_keys(data, {f.name for f in fields(cls)}, "preset")
-        return cls(data["name"], data["network"], JointNumbers(**_numbers(data["net"], JointNumbers)))
+        return cls(*_named_net(data, cls, JointNumbers))
 
 
 AnyPreset = Preset | BackbonePreset | PrimusPreset | ExactPreset | JointPreset
@@ -258,6 +252,16 @@ NetKind = (
     | type[ExactViTConfig]
     | type[JointNumbers]
 )
+
+
+NetT = TypeVar("NetT", ViTConfig, PrimusConfig, JointNumbers)
+
+
+def _named_net(data: Mapping[str, Any], preset: AnyKind, kind: type[NetT]) -> tuple[str, str, NetT]:
+    """Name, network and numbers of a preset that has no more."""
+    _known_network(data.get("network"), preset)
+    _same_keys(data, {f.name for f in fields(preset)}, "preset")
+    return data["name"], data["network"], kind(**_numbers(data["net"], kind))
 
 
 def _numbers(data: Mapping[str, Any], kind: NetKind) -> dict[str, Any]:

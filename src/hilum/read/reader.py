@@ -33,7 +33,7 @@ from hilum.read.reading import (
     OrganReading,
     Reading,
 )
-from hilum.read.sides import Frame, frame_of
+from hilum.read.sides import Frame, body_x_mm, frame_of
 from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.types import ProbabilityMap
 from hilum.volume import CTVolume
@@ -78,7 +78,7 @@ def read(
         coverage = judge(volume, masks)
         note = as_finding(coverage)
         volume = volume.with_findings(note) if note else volume
-        frame = frame_of(masks, _body_x_mm(volume))
+        frame = frame_of(masks, body_x_mm(volume))
         findings = _findings(probabilities, maps, masks.grid, scan_model, volume, frame)
     return _assemble(volume, scan_model, output, masks, maps, coverage, findings, language, mode, clock)
 
@@ -241,16 +241,6 @@ def _organs(masks: OrganMasks, output: Output, volume: CTVolume) -> list[OrganRe
         )
         for i, name in enumerate(ORGAN_CHANNELS)
     ]
-
-
-def _body_x_mm(volume: CTVolume) -> float:
-    step = [max(1, round(6.0 / s)) for s in volume.spacing_mm]
-    body = np.argwhere(volume.hu[:: step[0], :: step[1], :: step[2]] > -300.0) * step
-    return (
-        float(volume.geometry.to_mm(body)[:, 0].mean())
-        if len(body)
-        else float(volume.geometry.centre_mm[0, 0])
-    )
 
 
 class _Clock:

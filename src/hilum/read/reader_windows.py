@@ -21,7 +21,7 @@ from hilum.errors import UsageError
 from hilum.geometry import Geometry
 from hilum.model.outline import windows as in_windows
 from hilum.model.preset import Preset
-from hilum.read.regions import Region, boxed, region_in
+from hilum.read.regions import ORGANS, Region, boxed, region_in
 from hilum.read.scan_model import ScanModel
 from hilum.tensors import VoxelFeatures, WindowDepths, WindowFeatures
 from hilum.text.vocabulary import ORGAN_CHANNELS
@@ -29,8 +29,6 @@ from hilum.volume import CTVolume
 
 SIDE_MM = 96.0
 """Of a window, as published."""
-OWN_HU = tuple(name for name in ORGAN_CHANNELS if name != "global")
-"""Organs in which HU are read apart."""
 FLOOR = 1e-5
 """Probability of a voxel that is told from nothing."""
 
@@ -141,7 +139,7 @@ def reader_width(model: ScanModel) -> int:
         UsageError: `CONFIG_VALUE` for a model on another grid.
     """
     net = _chest(model).net
-    return 2 * (net.organs + net.findings + (1 + len(OWN_HU)) * len(net.windows_hu))
+    return 2 * (net.organs + net.findings + (1 + len(ORGANS)) * len(net.windows_hu))
 
 
 def _chest(model: ScanModel) -> Preset:
@@ -154,8 +152,8 @@ def _chest(model: ScanModel) -> Preset:
 
 def channels(organs: torch.Tensor, maps: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     """What is known of each voxel (C, X, Y, Z): organs (O, ...), maps (D, ...) by their strength, windows of
-    HU (N, ...) from -1 to 1, and the same from 0 to 2 in each organ of `OWN_HU` alone, 0 outside it."""
-    inside = [(organs[[ORGAN_CHANNELS.index(name)]] > 0.5) * (shown + 1) for name in OWN_HU]
+    HU (N, ...) from -1 to 1, and the same from 0 to 2 in each of `ORGANS` alone, 0 outside it."""
+    inside = [(organs[[ORGAN_CHANNELS.index(name)]] > 0.5) * (shown + 1) for name in ORGANS]
     return torch.cat([organs, strength(maps), shown, *inside])
 
 
@@ -212,8 +210,7 @@ def beyond(voxels: VoxelFeatures) -> torch.Tensor:
 def heights(grid: Geometry, slices: Iterable[float], scanned: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Of the middles of slices of a grid, and which lie in the scan (the nearest one if none does): what is
     padding alone is no depth of it."""
-    middle = [(n - 1) / 2 for n in grid.shape[:2]]
-    depth_mm = grid.to_mm(np.array([(*middle, k) for k in slices]))[:, 2]
+    depth_mm = grid.heights_mm(slices)
     corners = scanned.corners_mm()[:, 2]
     there = (depth_mm >= corners.min()) & (depth_mm <= corners.max())
     if not there.any():

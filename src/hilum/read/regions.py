@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hilum.cohort.prep import subgrid
+from hilum.cohort.prep import AIR_HU, subgrid
 from hilum.errors import HeaderError, UsageError
 from hilum.geometry import Geometry, axis_map
 from hilum.read.organ_masks import OrganMasks
@@ -21,13 +21,14 @@ from hilum.read.organs_file import read_organs
 from hilum.read.sampling import sample_nearest
 from hilum.read.scan_model import ScanModel
 from hilum.read.scan_output import OrganMaps
-from hilum.read.sides import THIRDS, frame_of
+from hilum.read.sides import THIRDS, body_x_mm, frame_of
 from hilum.text.vocabulary import LOBES, ORGAN_CHANNELS
 from hilum.types import MaskVolume
 from hilum.volume import CTVolume
 
 SIDES = ("right", "left")
 ORGANS = tuple(name for name in ORGAN_CHANNELS if name != "global")
+"""Those that have a place of their own."""
 LUNGS = tuple(f"{side} lung" for side in SIDES)
 LUNG_THIRDS = tuple(f"{third} third of the {side} lung" for side in SIDES for third in THIRDS)
 REGIONS = (*ORGANS, *LUNGS, *LUNG_THIRDS, *LOBES)
@@ -36,7 +37,6 @@ LEAST_ML = 20.0
 """Less of a region is none: the tip of a lung at the edge of a scan of the abdomen."""
 OUTLINES = "phantom-small"
 """Whose organs say where a region lies, for encoders that know no organs."""
-AIR_HU = -1024.0
 
 
 class Region(NamedTuple):
@@ -78,7 +78,7 @@ def region_in(region: Region, organs: OrganMaps, grid: Geometry, volume: CTVolum
     """
     masks = OrganMasks.of_model(grid, organs * volume.geometry.covers(grid))
     masks = masks if region.organs is None else read_organs(region.organs, volume, masks)
-    mask = _named(region.name, masks)
+    mask = _named(region.name, masks, volume)
     held_ml = float(np.count_nonzero(mask)) * grid.voxel_ml
     if held_ml < LEAST_ML:
         raise HeaderError(
@@ -115,20 +115,17 @@ def _outlines() -> ScanModel:
     return ScanModel.load(OUTLINES)
 
 
-def _named(name: str, masks: OrganMasks) -> MaskVolume:
+def _named(name: str, masks: OrganMasks, volume: CTVolume) -> MaskVolume:
     if name in LOBES:
         return masks.lobes.get(name, np.zeros(masks.grid.shape, dtype=bool))
     if name in ORGANS:
         return masks.masks[name]
-    frame = frame_of(masks, float(masks.grid.centre_mm[0, 0]))
+    frame = frame_of(masks, body_x_mm(volume))
     place_mm = masks.grid.to_mm(np.argwhere(masks.masks["lung"]))
     side = next(one for one in SIDES if f"{one} lung" in name)
     chosen = (place_mm[:, 0] > frame.midline_mm) == (side == "right")
     if name in LUNG_THIRDS and side in frame.height_mm:
-        low, high = frame.height_mm[side]
-        share = (place_mm[:, 2] - low) / max(high - low, 1.0)
-        third = np.clip(np.floor(share * 3), 0, 2)
-        chosen &= third == THIRDS.index(name.split()[0])
+        chosen &= frame.third_of(side, place_mm[:, 2]) == THIRDS.index(name.split()[0])
     found = np.zeros(masks.grid.shape, dtype=bool)
     found[masks.masks["lung"]] = chosen
     return found

@@ -10,6 +10,7 @@ import numpy as np
 from hilum.geometry import Geometry
 from hilum.read.organ_masks import OrganMasks, mm_of
 from hilum.types import MaskVolume, PointsMm
+from hilum.volume import CTVolume
 
 THIRDS = ("lower", "middle", "upper")
 
@@ -57,10 +58,17 @@ class Frame:
         side = self.side_of(points_mm)
         if side not in self.height_mm:
             return None, None
-        low, high = self.height_mm[side]
-        share = (float(points_mm[:, 2].mean()) - low) / max(high - low, 1.0)
-        third = THIRDS[int(np.clip(np.floor(share * 3), 0, 2))]
+        third = THIRDS[int(self.third_of(side, points_mm[:, 2].mean()))]
         return f"{third} third of the {side} lung", "lung height"
+
+    def third_of(self, side: str, z_mm: np.ndarray | float) -> np.ndarray:
+        """Number in `THIRDS` of heights in a lung; beyond its ends the last ones.
+
+        Args:
+            side: of `height_mm`.
+        """
+        low, high = self.height_mm[side]
+        return np.clip(np.floor(3 * (np.asarray(z_mm) - low) / max(high - low, 1.0)), 0, 2).astype(int)
 
 
 def frame_of(organs: OrganMasks, body_x_mm: float) -> Frame:
@@ -79,6 +87,17 @@ def frame_of(organs: OrganMasks, body_x_mm: float) -> Frame:
             low, high = np.percentile(points[chosen, 2], (1, 99))
             heights[side] = (float(low), float(high))
     return Frame(organs.grid, middle, basis, heights, organs.lobes)
+
+
+def body_x_mm(volume: CTVolume) -> float:
+    """x of the body's middle, mm RAS+: the midline where only one lung is seen."""
+    step = [max(1, round(6.0 / s)) for s in volume.spacing_mm]
+    body = np.argwhere(volume.hu[:: step[0], :: step[1], :: step[2]] > -300.0) * step
+    return (
+        float(volume.geometry.to_mm(body)[:, 0].mean())
+        if len(body)
+        else float(volume.geometry.centre_mm[0, 0])
+    )
 
 
 def _between_lungs(x_mm: np.ndarray) -> float | None:
