@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Int64
 
 from hilum.geometry import Geometry
 from hilum.read.organ_masks import OrganMasks, mm_of
-from hilum.types import MaskVolume, PointsMm
+from hilum.types import MaskVolume, PointsMm, SliceHeights
 from hilum.volume import CTVolume
 
 THIRDS = ("lower", "middle", "upper")
@@ -58,17 +59,17 @@ class Frame:
         side = self.side_of(points_mm)
         if side not in self.height_mm:
             return None, None
-        third = THIRDS[int(self.third_of(side, points_mm[:, 2].mean()))]
+        third = THIRDS[self.third_of(side, points_mm[:, 2].mean(keepdims=True))[0]]
         return f"{third} third of the {side} lung", "lung height"
 
-    def third_of(self, side: str, z_mm: np.ndarray | float) -> np.ndarray:
+    def third_of(self, side: str, z_mm: SliceHeights) -> Int64[np.ndarray, "S"]:
         """Number in `THIRDS` of heights in a lung; beyond its ends the last ones.
 
         Args:
             side: of `height_mm`.
         """
         low, high = self.height_mm[side]
-        return np.clip(np.floor(3 * (np.asarray(z_mm) - low) / max(high - low, 1.0)), 0, 2).astype(int)
+        return np.clip(np.floor(3 * (z_mm - low) / max(high - low, 1.0)), 0, 2).astype(np.int64)
 
 
 def frame_of(organs: OrganMasks, body_x_mm: float) -> Frame:
