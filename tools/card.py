@@ -29,7 +29,7 @@ extrapolation.
 |---|---|
 | network | preset `{preset}`: {about} |
 | trained on | {trained_on} |
-| training | {training_minutes} minutes, CPU threads: {threads} |{organs}
+| training | {training_minutes} minutes, CPU threads: {threads} |{organs}{convolutions}
 | thresholds, calibration | {validated_on}; chosen there, nowhere else |
 | weights | `model.safetensors`, float16, sha256 `{sha256}` |
 | licence | {licence} |
@@ -39,7 +39,7 @@ extrapolation.
 
 ABOUT = {
     "phantom-small": "Y-net, EXACT in small (convolutions where the paper has Mamba layers), "
-    "3,713,028 parameters",
+    "3,721,252 parameters",
     "phantom-small-cam": "globally pooled classifier with class-activation maps, 3,740,922 parameters; "
     "the baseline",
 }
@@ -62,7 +62,8 @@ def card(name: str) -> str:
         "about": ABOUT[name],
         "threads": facts["recipe"]["threads"],
         "commands": _commands(facts),
-        "organs": f"\n| organs | {facts['organs']} |" if "organs" in facts else "",
+        "organs": _row("organs", facts),
+        "convolutions": _row("convolutions", facts),
     }
     parts = [HEAD.format(**(facts | told)), LIMITS]
     phantom, samples = RESULTS / "exam-phantom.json", RESULTS / "exam-samples.json"
@@ -71,6 +72,10 @@ def card(name: str) -> str:
     if samples.exists() and name == "phantom-small":
         parts.append(samples_section(json.loads(samples.read_text(encoding="utf-8"))))
     return "\n".join(parts)
+
+
+def _row(name: str, facts: dict[str, Any]) -> str:
+    return f"\n| {name} | {facts[name]} |" if name in facts else ""
 
 
 def _commands(facts: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ PARAMETERS = {
     "flexict-large": 383_212_800,
     "flexict-nano": 1_587_744,
     "flexict-small": 27_189_216,
-    "phantom-small": 3_713_028,
+    "phantom-small": 3_721_252,
     "phantom-small-cam": 3_740_922,
     "phantom-small-clip": 3_739_618,
     "phantom-small-organ-clip": 3_740_567,

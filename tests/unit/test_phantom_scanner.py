@@ -9,7 +9,7 @@ import torch
 from hilum.errors import UsageError
 from hilum.phantom.anatomy import build_scene
 from hilum.phantom.plan import PhantomPlan, Scanner
-from hilum.phantom.scanner import Scan, scan
+from hilum.phantom.scanner import Scan, resample, scan
 from hilum.phantom.scene import LesionTruth, Scene
 
 QUIET = Scanner(spacing_mm=(3.0, 3.0, 4.0), fov_mm=420.0, noise_hu=0.0, table=False)
@@ -48,6 +48,20 @@ def test_masks_keep_volume_and_place(scene: Scene) -> None:
         assert np.abs(centre_mm(result, name) - here).max() < 2.0, name
     inner = result.mask("lung") & ~result.mask("vessels")
     assert float((result.hu[inner] < -500).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("tilt", [0.0, 15.0])
+def test_a_mask_is_drawn_from_its_box_alone(scene: Scene, tilt: float) -> None:
+    result = scan(scene, replace(QUIET, tilt_deg=tilt, fov_mm=160.0))
+    small = torch.zeros_like(scene.regions["lung"])
+    small[40:43, 30:33, -2:] = True
+    for name in ("heart", "body", "oesophagus", "lung_left"):
+        whole = resample(scene.regions[name].float(), scene.grid, result.geometry) >= 0.5
+        assert torch.equal(result.mask(name), whole), name
+    assert torch.equal(result._resample(small), resample(small.float(), scene.grid, result.geometry) >= 0.5)
+    beyond = torch.zeros_like(small)
+    beyond[:2, :2, :2] = True
+    assert not result._resample(beyond).any(), "nothing of it lies in the field of view"
 
 
 @pytest.mark.parametrize("tilt", [-12.0, 15.0])

@@ -3,22 +3,26 @@
 import dataclasses
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hilum.cohort.prep import Prep
-from hilum.cohort.samples import load
+from hilum.cohort.samples import Sample
 from hilum.errors import UsageError, WeightsError
+from hilum.geometry import Geometry
 from hilum.io.weights import save_weights
 from hilum.model.fold import unfold, unrows
 from hilum.model.preset import Preset, build_network
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
-from hilum.train.boxes import SIDE, Siblings, draw_boxes
+from hilum.train.augment import augment_siblings, moved, random_affine, sampled_at, warp
+from hilum.train.boxes import SIDE, Box, box_of, draw_box, told
+from hilum.train.ema import Average
 from hilum.train.methods.exact_small import voxel_scale
-from hilum.train.phantom_task import family_labels, make_siblings, phase_of, scans_of, shared_of, train
-from hilum.train.recipe import OptimRecipe, Recipe
+from hilum.train.phantom_task import PhantomTask, family_labels, make_boxes, phase_of, shared_of, train
+from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe
 from hilum.train.run import write_card
 from hilum.train.start_organs import take_organs
 
@@ -26,6 +30,7 @@ NET = YNetConfig(widths=(8, 8, 8, 8), depth=(1, 1, 1, 1), abn_width=8, abn_stem=
 PRESET = Preset("tiny", "ynet", NET, Prep(), (0.5,) * 18)
 NODULE, STONE = INDEX["lung_nodule"], INDEX["coronary_calcification"]
 LUNG, HEART = ORGAN_CHANNELS.index("lung"), ORGAN_CHANNELS.index("heart")
+AFFINE = str([[4.0, 0, 0, 0], [0, 4.0, 0, 0], [0, 0, 4.0, 0], [0, 0, 0, 1.0]])
 BALL = (slice(20, 26), slice(30, 36), slice(8, 14))
 
 
@@ -44,41 +49,106 @@ def chest() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return scan, organs, labels
 
 
-def siblings() -> Siblings:
+WHOLE = tuple(slice(0, n // 2) for n in (64, 48, 64))
+
+
+def whole() -> Box:
     scan, organs, labels = chest()
-    return Siblings.of(scan, organs, labels)
+    return box_of(scan, organs, labels, WHOLE)
+
+
+def on_grid(rows_: torch.Tensor, cells: tuple[slice, ...]) -> torch.Tensor:
+    """(N, 8) of cells -> their voxels."""
+    return unfold(unrows(rows_[None].float(), [at.stop - at.start for at in cells]))[0, 0].bool()
 
 
 def test_what_differs_and_what_is_told():
-    two = siblings()
-    assert two.told == [NODULE]
-    differs = unfold(unrows(two.differs.flatten(0, 2)[None].float(), two.differs.shape[:3]))[0, 0].bool()
+    box = whole()
+    assert told(box.labels) == [NODULE]
+    differs = on_grid(box.differs, WHOLE)
     assert differs[BALL].all()
-    differs[19:27, 29:37, 7:15] = False
-    assert not differs.any()
+    differs[BALL] = False
+    assert not differs.any(), "what lies beside the ball is as it was"
+    lung = on_grid(box.gates[:, NODULE], WHOLE)
+    assert torch.equal(lung, chest()[1][0, LUNG] > 0)
+
+
+def samples() -> list[Sample]:
+    scan, organs, labels = chest()
+    grid = Geometry((64, 48, 64), np.diag([4.0, 4, 4, 1]))
+    return [
+        Sample(
+            (1000 * scan[k, 0]).round().to(torch.int16),
+            (255 * organs[0]).to(torch.uint8),
+            None,
+            labels[k],
+            grid,
+            str(k),
+        )
+        for k in range(2)
+    ]
+
+
+def drawn(seed: int, two: list[Sample] | None = None) -> Box | None:
+    known = torch.zeros(18, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    return draw_box(two or samples(), known, 4.0, AugmentRecipe(noise_hu=5.0), generator)
 
 
 def test_boxes_lie_where_siblings_differ_and_hold_the_scans_own_voxels():
-    two = siblings()
-    boxes = list(draw_boxes(two, 40, torch.Generator().manual_seed(0)))
-    again = list(draw_boxes(two, 40, torch.Generator().manual_seed(0)))
-    assert all(torch.equal(a.scan, b.scan) for a, b in zip(boxes, again, strict=True))
+    boxes = [drawn(seed) for seed in range(40)]
+    assert torch.equal(drawn(7).scan, boxes[7].scan) and not torch.equal(drawn(8).scan, boxes[7].scan)
     hit = [bool(box.differs.any()) for box in boxes]
     assert 20 < sum(hit) < 40, "most, and some ordinary lung"
     for box in boxes:
-        cells = [min(SIDE, n // 2) for n in two.scan.shape[2:]]
-        assert [at.stop - at.start for at in box.inner] == cells
-        assert box.gates.shape == (torch.tensor(cells).prod(), 18, 8) and box.shares.shape[1] == 7
+        assert [at.stop - at.start for at in box.inner] == [SIDE] * 3
+        assert box.gates.shape == (SIDE**3, 18, 8) and box.shares.shape[1] == 7
         own = tuple(slice(2 * at.start, 2 * at.stop) for at in box.inner)
-        ball = (box.scan[1, 0][own] - box.scan[0, 0][own]) > 0.5
-        marked = unfold(unrows(box.differs[None].float(), cells))[0, 0].bool()
-        assert marked[ball].all()
+        ball = (box.scan[1, 0][own] - box.scan[0, 0][own]).abs() > 0.5
+        # turned, the ball has soft edges
+        assert not ball.any() or on_grid(box.differs, box.inner)[ball].float().mean() > 0.9
+
+
+def test_a_box_is_a_part_of_the_turned_scan():
+    """Cut before it is turned, or turned before it is cut."""
+    theta = random_affine((64, 48, 64), 4.0, AugmentRecipe(), torch.Generator().manual_seed(5))
+    calm = AugmentRecipe(noise_hu=0.0, blur_chance=0.0, organ_offset_hu=0.0)
+    cut = (slice(8, 40), slice(12, 44), slice(20, 56))
+
+    def looks(box):
+        return augment_siblings(
+            samples(), samples()[0].organs, theta, box, calm, torch.Generator().manual_seed(6)
+        )
+
+    (scans, organs), (part, shares) = looks((slice(None),) * 3), looks(cut)
+    assert torch.allclose(shares, organs[:, :, *cut], atol=1e-5)
+    # organs' offsets have soft edges: at the cut they see less
+    inside = tuple(slice(1, -1) for _ in range(3))
+    assert torch.allclose(part[:, :, *inside], scans[:, :, *cut][:, :, *inside], atol=1e-5)
+
+
+def test_a_voxel_is_found_again_in_the_turned_scan():
+    shape = (40, 48, 56)
+    for seed in range(6):
+        theta = random_affine(shape, 4.0, AugmentRecipe(), torch.Generator().manual_seed(seed))
+        mark = torch.zeros(1, 1, *shape)
+        mark[0, 0, 18:23, 22:27, 30:35] = 1
+        turned = warp(mark, theta, fill=0.0)[0, 0]
+        middle = (turned > 0.5).nonzero().float().mean(0)
+        assert (torch.tensor(moved((20, 24, 32), theta, shape)) - middle).abs().max() < 1
+
+
+def test_a_part_of_the_sampling_grid_is_the_whole_ones():
+    shape = (6, 8, 10)
+    theta = random_affine(shape, 4.0, AugmentRecipe(), torch.Generator().manual_seed(3))
+    box = (slice(1, 4), slice(2, 8), slice(3, 5))
+    whole_ = torch.nn.functional.affine_grid(theta, [1, 1, *shape], align_corners=False)
+    assert torch.allclose(sampled_at(theta, shape, box), whole_[:, *box], atol=1e-6)
 
 
 def test_nothing_is_drawn_where_nothing_came_or_went():
-    scan, organs, labels = chest()
-    same = Siblings.of(scan, organs, labels[:1].repeat(2, 1))
-    assert list(draw_boxes(same, 5, torch.Generator())) == []
+    one, other = samples()
+    assert drawn(0, [one, dataclasses.replace(other, labels=one.labels)]) is None
 
 
 def test_phases_come_one_after_the_other():
@@ -106,11 +176,7 @@ def files(tmp_path_factory):
             "organs": (255 * organs[0]).to(torch.uint8),
             "labels": labels[k],
         }
-        meta = {
-            "affine_ras": str([[4.0, 0, 0, 0], [0, 4.0, 0, 0], [0, 0, 4.0, 0], [0, 0, 0, 1.0]]),
-            "degrees": "{}",
-        }
-        save_file(tensors, paths[-1], metadata=meta)
+        save_file(tensors, paths[-1], metadata={"affine_ras": AFFINE, "degrees": "{}"})
     return [paths]
 
 
@@ -140,20 +206,29 @@ def test_voxels_of_a_finding_are_found_from_scan_labels(tmp_path, files):
     assert maps[inside].mean() > maps[lung & ~inside].mean() + 1
 
 
-def test_the_first_scan_is_what_a_step_compares_with(files):
-    patient = [*files[0], *[p.with_name(f"more-{i}") for i, p in enumerate(files[0])]]
-    for step in range(8):
-        seen = scans_of(patient, step, recipe(steps=9, box_steps=9))
-        assert len(seen) == 2 and seen[0] == patient[0] and seen[1] in patient[1:]
+def test_a_step_draws_every_box_from_another_patient(files):
+    first, second = files[0]
+    patients, tensors = [], load_file(second)
+    for n in range(4):
+        patients.append([first, second.with_name(f"9{n}-1.safetensors")])
+        meta = {"affine_ras": AFFINE, "degrees": "{}"}
+        save_file(tensors | {"labels": tensors["labels"] * (n > 0)}, patients[-1][1], metadata=meta)
+    asked = recipe(steps=2, box_steps=2)
+    shared = torch.zeros(18, dtype=torch.bool)
+    shared[STONE] = True
+    seen = make_boxes(patients, 1, asked, PRESET, shared, torch.device("cpu"))
+    assert asked.objective.boxes == 6 and len(seen.boxes) == len(seen.keys) / 2 < 6, "one has nothing to say"
+    assert {"91-1", "92-1", "93-1"} < set(seen.keys) and "90-1" not in seen.keys
+    again = make_boxes(patients, 1, asked, PRESET, shared, torch.device("cpu"))
+    assert all(torch.equal(a.scan, b.scan) for a, b in zip(seen.boxes, again.boxes, strict=True))
 
 
 def test_a_finding_that_siblings_always_share_is_unknown_in_boxes(files):
     shared = shared_of(family_labels(files))
     assert not shared[NODULE] and shared[STONE]
-    samples = [load(path) for path in files[0]]
-    made = make_siblings(samples, 0, recipe(steps=1, box_steps=1), PRESET, (0.5,) * 18, shared)
-    labels = torch.cat([batch.labels for batch in made.values()])
-    assert labels[:, NODULE].tolist() == [0.0, 1.0] and labels[:, STONE].isnan().all()
+    asked = recipe(steps=1, box_steps=1)
+    box = make_boxes(files, 0, asked, PRESET, shared, torch.device("cpu")).boxes[0]
+    assert box.labels[:, NODULE].tolist() == [0.0, 1.0] and box.labels[:, STONE].isnan().all()
 
 
 def test_a_step_whose_scans_say_the_same_teaches_nothing(tmp_path, files):
@@ -209,3 +284,14 @@ def test_votes_of_small_findings_weigh_more():
     assert scale.shape == (len(GATES),) and bool((scale > 0).all())
     lung = [f for f, gate in enumerate(GATES) if gate == (LUNG,)]
     assert all(scale[a] > scale[b] for a, b in pairwise(lung))
+
+
+def test_statistics_rest_when_whole_scans_are_learnt(tmp_path, files):
+    told_ = recipe(steps=4, box_steps=2, organs_from=None)
+    task = PhantomTask(told_, PRESET, files)
+    model = task.student().train()
+    average, before = Average(model), []
+    for step, batch in enumerate(task.batches(0, torch.device("cpu"))):
+        task.backward(model, average, batch, step)
+        before.append(model.abn.norms[0].mean.clone())
+    assert not torch.equal(before[0], before[1]) and torch.equal(before[1], before[3])

@@ -47,8 +47,17 @@ def twice(x: torch.Tensor) -> torch.Tensor:
 
 
 def around(x: torch.Tensor) -> torch.Tensor:
-    """Mean over 3x3x3; the border counts what is there."""
-    return F.avg_pool3d(x, 3, stride=1, padding=1, count_include_pad=False)
+    """Mean over 3x3x3; the border counts what is there. One axis after the other: on a CPU the same sums by
+    `avg_pool3d` take far longer."""
+    for axis in (2, 3, 4):
+        n = x.shape[axis]
+        total, count = x.clone(), x.new_full([n], 3.0)
+        total.narrow(axis, 1, n - 1).add_(x.narrow(axis, 0, n - 1))
+        total.narrow(axis, 0, n - 1).add_(x.narrow(axis, 1, n - 1))
+        count[0] -= 1
+        count[-1] -= 1
+        x = total / count.view([-1 if axis == a else 1 for a in range(5)])
+    return x
 
 
 def voxel_values(scan: ScanBatch) -> HalfFeatures:

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from hilum.model.bands import CellReader
 from hilum.model.fold import fold, rows, unfold, unrows
-from hilum.model.local import REACH, LocalDecoder, LocalStem
+from hilum.model.local import REACH, WHOLE, LocalDecoder, LocalStem, Sides, trimmed
 from hilum.model.outline import Outliner, windows
 from hilum.tensors import (
     AnomalyLogits,
@@ -58,8 +58,8 @@ class YNetConfig:
         windows_hu: (low, high) of each input window; the scan enters once per window, clipped and scaled to
             [-1, 1].
         widths: channels at 1/2, 1/4, 1/8, 1/16 of the grid. depth: residual blocks per encoder stage.
-        abn_width: channels of the anomaly decoder at 1/2. abn_stem: channels of its own stem on the full
-            grid; 0 gives it the encoder's and the organ decoder's features instead, as the paper does.
+        abn_width: channels of the anomaly decoder at 1/2. abn_stem: channels of its own stem;
+            0 gives it the encoder's and the organ decoder's features instead, as the paper does.
         organs, findings: output channels.
         bands_hu, contrast_hu: knots of `model.bands`. reader: width of its perceptron.
         outline: width of `model.outline.Outliner`, 0 for none.
@@ -277,13 +277,9 @@ class YNet(nn.Module):
         for head in (self.organ_head, *self.coarse_heads):
             start_head(cast(nn.Conv3d, head), -2.0 / ORGAN_GAIN, 0.05)
         self.anomaly_heads = AnomalyHeads(config)
-        self.abn_stem = (
-            LocalStem(len(config.windows_hu), config.abn_stem, 2 * config.abn_width)
-            if config.abn_stem
-            else None
-        )
+        self.abn_stem = LocalStem(len(config.windows_hu), config.abn_stem) if config.abn_stem else None
         # else it sees the encoder's skip and the organ decoder's features of the same resolution
-        skips = 2 * (config.abn_width if config.abn_stem else a)
+        skips = config.abn_stem or 2 * a
         self.abn = LocalDecoder(skips + self.anomaly_heads.reader.context_width, config.abn_width)
         self.outliner = (
             Outliner(len(config.windows_hu), a, config.organs, config.outline) if config.outline else None
@@ -313,7 +309,7 @@ class YNet(nn.Module):
         context = self.anomaly_heads.reader.context(scan, organs.shares())
         if self.abn_stem is None:
             decoder = organs.decoder.detach() if self.config.detach else organs.decoder
-            decoded = self.abn(organs.encoder, decoder, context.to(decoder))
+            decoded = self.abn(torch.cat([organs.encoder, decoder, context.to(decoder)], 1))
         else:
             decoded = self._local(scan, context)
         return AnomalyCells(rows(decoded)[0], rows(context)[0])
@@ -327,17 +323,23 @@ class YNet(nn.Module):
                 are what they are in the whole scan.
         """
         context = self.anomaly_heads.reader.context(scan, shares)
-        near = [slice(max(0, at.start - REACH), at.stop + REACH) for at in inner]
-        within = [slice(at.start - by.start, at.stop - by.start) for at, by in zip(inner, near, strict=True)]
+        near, kept, sides = [], [], []
+        for at, cells in zip(inner, context.shape[2:], strict=True):
+            low, high = at.start < REACH, at.stop + REACH > cells
+            near.append(slice(0 if low else at.start - REACH, cells if high else at.stop + REACH))
+            begin = at.start if low else 0
+            kept.append(slice(begin, begin + at.stop - at.start))
+            sides += [int(low), int(high)]
         voxels = [slice(2 * at.start, 2 * at.stop) for at in near]
-        decoded = self._local(scan[:, :, *voxels], context[:, :, *near])
-        both = (rows(decoded[:, :, *within]), rows(context[:, :, *inner]))
+        decoded = self._local(scan[:, :, *voxels], context[:, :, *near], cast(Sides, tuple(sides)))
+        both = (rows(decoded[:, :, *kept]), rows(context[:, :, *inner]))
         return [AnomalyCells(*one) for one in zip(*both, strict=True)]
 
-    def _local(self, scan: ScanBatch, context: HalfFeatures) -> torch.Tensor:
+    def _local(self, scan: ScanBatch, context: HalfFeatures, sides: Sides = WHOLE) -> torch.Tensor:
         assert self.abn_stem is not None, "a network with abn_stem"
-        own = self.abn_stem(self.encoder.windows(scan).contiguous(memory_format=torch.channels_last_3d))
-        return cast(torch.Tensor, self.abn(own, context.to(own)))
+        windows = self.encoder.windows(scan).contiguous(memory_format=torch.channels_last_3d)
+        own = self.abn_stem(windows, sides)
+        return cast(torch.Tensor, self.abn(torch.cat([own, trimmed(context, sides).to(own)], 1), sides))
 
     def anomaly_maps(self, scan: ScanBatch, organs: OrganFeatures) -> tuple[AnomalyLogits, FineAnomalyLogits]:
         """Logits of one scan's whole maps at half and at full resolution."""

@@ -73,7 +73,8 @@ class Scan:
     def _resample(self, mask: Tensor) -> Tensor:
         if not bool(mask.any()):
             return torch.zeros(self.geometry.shape, dtype=torch.bool, device=mask.device)
-        return resample(mask.to(torch.float32), self.scene.grid, self.geometry) >= 0.5
+        box = tuple(_span(mask.any(a).any(b)) for a, b in ((2, 1), (2, 0), (1, 0)))
+        return resample(mask.to(torch.float32), self.scene.grid, self.geometry, only=box) >= 0.5
 
     def _lesion(self, slug: str) -> MaskTensor:
         found = [t for t in self.scene.lesions if t.slug == slug]
@@ -162,6 +163,7 @@ def resample(
     target: Geometry,
     scanner: Scanner | None = None,
     motion_z: float | None = None,
+    only: tuple[slice, ...] = (slice(None),) * 3,
 ) -> Tensor:
     """Values of a scene's grid on a scan's grid.
 
@@ -172,6 +174,8 @@ def resample(
         linear
             interpolation (masks; zero outside).
         motion_z: height of the diaphragm, mm; breathing blur is strongest below it.
+        only: a box of `values` beyond which all is 0 (masks): nothing else is looked at, and a small lesion
+            costs little.
     """
     h, origin, device = grid.spacing_mm[0], grid.affine_ras[:3, 3], values.device
     a = target.affine_ras
@@ -192,14 +196,27 @@ def resample(
         swing = scanner.motion_mm * np.clip(1.0 - (zz - motion_z) / 80.0, 0.0, 1.0) / h
     last = values.shape[2] - 1
     wz = _z_weights(np.clip((zz - origin[2]) / h, 0, last), values.shape[2], thick, swing, device)
-    v = values + shift
-    v = torch.matmul(wy, v)
+    wx, wy, wz = wx[:, only[0]], wy[:, only[1]], wz[..., only[2]]
+    out = torch.zeros(target.shape, device=device)
+    reached = [_span((w != 0).any(-1)) for w in (wx, wy, (wz != 0).any(0))]
+    if any(at.stop == at.start for at in reached):
+        return out - shift
+    wx, wy = wx[reached[0]], wy[reached[1]]
+    wz = wz[:, reached[2]] if len(wz) == 1 else wz[reached[1], reached[2]]
+    v = torch.matmul(wy, values[only] + shift)
     if len(wz) == 1:
         v = torch.matmul(v, wz[0].T)
     else:
         v = torch.bmm(v.transpose(0, 1), wz.transpose(1, 2)).transpose(0, 1)
-    out = torch.matmul(wx, v.reshape(v.shape[0], -1)).reshape(nx, ny, nz)
+    found = torch.matmul(wx, v.reshape(v.shape[0], -1)).reshape(len(wx), *v.shape[1:])
+    out[tuple(reached)] = found
     return out - shift
+
+
+def _span(there: Tensor) -> slice:
+    """From the first to the last of what is there; of length 0 when nothing is."""
+    at = there.nonzero().flatten()
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
 
 
 def _hat(at: np.ndarray, count: int, width: float, device: torch.device) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from hilum.cohort.samples import Sample
 from hilum.errors import RunError
+from hilum.model.bands import around
 from hilum.text.vocabulary import ORGAN_CHANNELS
 from hilum.train.recipe import AugmentRecipe
 
@@ -61,12 +62,45 @@ WHOLE: Box = (slice(None), slice(None), slice(None))
 
 
 def warp(
-    volume: torch.Tensor, theta: torch.Tensor, *, fill: float, box: Box = WHOLE, mode: str = "bilinear"
+    volume: torch.Tensor,
+    theta: torch.Tensor,
+    *,
+    fill: float | torch.Tensor,
+    box: Box = WHOLE,
+    mode: str = "bilinear",
 ) -> torch.Tensor:
-    """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`. `box`: only this part of the
-    result."""
-    grid = F.affine_grid(theta.to(volume.device), [1, *volume.shape[1:]], align_corners=False)[:, *box]
-    return F.grid_sample(volume - fill, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
+    """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`, a number or (C, 1, 1, 1).
+    `box`: only this part of the result."""
+    at = sampled_at(theta, _shape(volume[0, 0]), box)
+    part, grid = _near(volume, at.to(volume.device))
+    part = part.float() - fill
+    return F.grid_sample(part, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
+
+
+def _near(volume: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The part of a volume that is sampled, and where: a box needs a tenth of a scan."""
+    size = torch.tensor(volume.shape[2:], device=grid.device).flip(0)
+    at = ((grid + 1) * size - 1) / 2
+    low = (at.amin((0, 1, 2, 3)).floor().long() - 1).clamp(min=0).minimum(size - 1)
+    high = (at.amax((0, 1, 2, 3)).ceil().long() + 2).minimum(size).maximum(low + 1)
+    part = volume[:, :, *(slice(a, b) for a, b in zip(low.tolist()[::-1], high.tolist()[::-1], strict=True))]
+    return part, (2 * (at - low) + 1) / (high - low) - 1
+
+
+def sampled_at(theta: torch.Tensor, shape: tuple[int, int, int], box: Box) -> torch.Tensor:
+    """A part of `affine_grid`, (1, x, y, z, 3), without the rest of it."""
+    line = [(2 * torch.arange(n)[cut] + 1) / n - 1 for n, cut in zip(shape, box, strict=True)]
+    x, y, z = torch.meshgrid(*line, indexing="ij")
+    return (torch.stack([z, y, x], -1) @ theta[0, :, :3].T + theta[0, :, 3])[None]
+
+
+def moved(voxel: Sequence[int], theta: torch.Tensor, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Where `warp` puts a voxel, or the nearest place within the scan."""
+    size = torch.tensor(shape)
+    at = ((2 * torch.tensor(voxel) + 1) / size - 1).flip(0)
+    to = torch.linalg.solve(theta[0, :, :3], at - theta[0, :, 3]).flip(0)
+    x, y, z = (((to + 1) * size - 1) / 2).round().int().tolist()
+    return min(max(x, 0), shape[0] - 1), min(max(y, 0), shape[1] - 1), min(max(z, 0), shape[2] - 1)
 
 
 def organ_offsets(
@@ -84,7 +118,7 @@ def organ_offsets(
             if limit == soft:
                 mask = mask * (scan > -0.3)
             field = field + uniform(generator, low, limit) * mask
-    return F.avg_pool3d(field[None, None], 3, stride=1, padding=1)[0, 0]
+    return around(field[None, None])[0, 0]
 
 
 def appearance(
@@ -94,7 +128,7 @@ def appearance(
     cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
     scan = scan + organ_offsets(scan, organs, recipe, generator)
     if torch.rand((), generator=generator) < recipe.blur_chance:
-        scan = F.avg_pool3d(F.pad(scan[None, None], (1,) * 6, mode="replicate"), 3, stride=1)[0, 0]
+        scan = around(scan[None, None])[0, 0]
     gain = 1 + uniform(generator, -1, 1) * recipe.gain
     offset = uniform(generator, -1, 1) * recipe.offset_hu / 1000
     sigma = uniform(generator, 0, 1) ** 2 * recipe.noise_hu / 1000
@@ -168,13 +202,16 @@ def augment(
 
 
 def augment_siblings(
-    samples: Sequence[Sample], spacing_mm: float, recipe: AugmentRecipe, generator: torch.Generator
+    samples: Sequence[Sample],
+    organs: torch.Tensor,
+    theta: torch.Tensor,
+    box: Box,
+    recipe: AugmentRecipe,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One look for scans of one anatomy, so that they differ in nothing but findings: HU / 1000
-    (S, 1, X, Y, Z) and, for all of them, the largest organ shares of any (1, O, X, Y, Z)."""
-    theta = random_affine(_shape(samples[0].scan), spacing_mm, recipe, generator)
-    organs = torch.stack([sample.organs for sample in samples]).amax(0)
-    images, shares = _warped(torch.stack([sample.scan for sample in samples]), organs, theta)
+    """One look for a box of scans of one anatomy, so that they differ in nothing but findings: HU / 1000
+    (S, 1, X, Y, Z) and shares of `organs`, (O, X, Y, Z) uint8, that stand for all of them: (1, O, ...)."""
+    images, shares = _warped(torch.stack([sample.scan for sample in samples]), organs, theta, box)
     state, looks = generator.get_state(), []
     for image in images:
         generator.set_state(state)
@@ -215,8 +252,13 @@ def _shape(scan: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _warped(
-    scans: torch.Tensor, organs: torch.Tensor, theta: torch.Tensor
+    scans: torch.Tensor, organs: torch.Tensor, theta: torch.Tensor, box: Box = WHOLE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """HU int16 (S, X, Y, Z) and organ shares uint8 -> HU / 1000 and shares 0..1, through `theta`."""
-    images = warp(scans.float()[None] / 1000, theta, fill=AIR)[0]
-    return images, warp(organs.float()[None] / 255, theta, fill=0.0)[0]
+    count = len(scans)
+    # both at once: most of the work is finding out where to look
+    joined = torch.cat([scans, organs.to(scans.dtype)])
+    fill = torch.zeros(len(joined), 1, 1, 1, device=scans.device)
+    fill[:count] = 1000 * AIR
+    found = warp(joined[None], theta, fill=fill, box=box)[0]
+    return found[:count] / 1000, found[count:] / 255

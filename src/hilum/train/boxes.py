@@ -1,71 +1,38 @@
-"""Boxes in which a step compares siblings: mostly where they differ, in the gate of a finding that came or
-went; the rest anywhere in that gate, so that ordinary tissue is seen too."""
+"""Boxes in which siblings are compared: mostly where they differ, in the gate of a finding that came or went;
+the rest anywhere in that gate, so that ordinary tissue is seen too.
+
+A box is drawn, turned and given a look by itself. So the boxes of a step come from as many patients: siblings
+tell of the two or three findings that came or went between them, and steps of one patient would pull the
+weights to and fro between findings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch.nn import functional as F
 
+from hilum.cohort.samples import Sample
+from hilum.model.bands import around
 from hilum.model.fold import fold, rows
 from hilum.model.ynet import BOX_REACH
 from hilum.tensors import Labels, ScanBatch
 from hilum.text.vocabulary import GATES
+from hilum.train.augment import augment_siblings, moved, random_affine
+from hilum.train.recipe import AugmentRecipe
 
 SIDE = 12
 """Cells of a box along each axis."""
 DIFFERS_HU = 15.0
 """Mean difference over 3x3x3 voxels from which two scans look different; noise of one scan stays below."""
+SHARPLY = 0.4
+"""Least difference of a voxel that looks different, as a share of the largest beside it: a mean over 3x3x3
+voxels sees a nodule of four voxels as one of six."""
 WHERE_DIFFERENT = 0.7
 """Share of boxes that are drawn where siblings differ."""
-
-
-@dataclass(frozen=True)
-class Siblings:
-    """Scans of one patient on one grid, as a step compares them.
-
-    Args:
-        scan: (S, 1, X, Y, Z) HU / 1000. organs: (1, O, X, Y, Z), the largest share in any of them.
-        labels: (S, D). gates: bool (D, U, V, W, 8), where each finding may lie. differs: bool (U, V, W, 8).
-    """
-
-    scan: ScanBatch
-    organs: torch.Tensor
-    labels: torch.Tensor
-    gates: torch.Tensor
-    differs: torch.Tensor
-
-    @classmethod
-    def of(cls, scan: ScanBatch, organs: torch.Tensor, labels: Labels) -> Siblings:
-        """Augmented alike; `organs`: the largest shares of any of them."""
-        smooth = F.avg_pool3d(scan, 3, stride=1, padding=1, count_include_pad=False)
-        differs = (smooth.amax(0) - smooth.amin(0) > DIFFERS_HU / 1000)[None]
-        half = tuple(n // 2 for n in scan.shape[2:])
-        open_ = rows(fold(organs) >= 0.5)[0].unflatten(1, (-1, 8))
-        gates = torch.stack([open_[:, list(organs_of)].any(1) for organs_of in GATES])
-        cells = rows(fold(differs))[0]
-        return cls(scan, organs, labels, gates.unflatten(1, half), cells.unflatten(0, half))
-
-    @property
-    def told(self) -> list[int]:
-        """Findings that came or went."""
-        return ((self.labels == 1).any(0) & (self.labels == 0).any(0)).nonzero().flatten().tolist()
-
-    def box(self, start: Sequence[int]) -> Box:
-        """The box that begins at a cell."""
-        half = self.differs.shape[:3]
-        side = [min(SIDE, n) for n in half]
-        # `model.bands` pools pairs of cells: crops begin and end as the whole scan's pairs do
-        low = [max(0, a - BOX_REACH) // 2 * 2 for a in start]
-        high = [min(n, a + b + BOX_REACH + 1) // 2 * 2 for a, b, n in zip(start, side, half, strict=True)]
-        voxels = [slice(2 * a, 2 * b) for a, b in zip(low, high, strict=True)]
-        own = [slice(a, a + b) for a, b in zip(start, side, strict=True)]
-        inner = tuple(slice(at.start - a, at.stop - a) for at, a in zip(own, low, strict=True))
-        organs = F.avg_pool3d(self.organs[:, :, *voxels], 2).expand(len(self.scan), -1, -1, -1, -1)
-        gates, differs = self.gates[:, *own].flatten(1, 3), self.differs[*own].flatten(0, 2)
-        return Box(self.scan[:, :, *voxels], organs, inner, gates.transpose(0, 1), differs)
 
 
 @dataclass(frozen=True)
@@ -73,36 +40,110 @@ class Box:
     """What `YNet.anomaly_box` and `objective.siblings` need of one.
 
     Args:
-        scan: (S, 1, ...) with what is around. shares: of its cells, (S, O, ...). inner: the box's own cells.
-        gates: bool (N, D, 8) and differs: bool (N, 8), of the box's own cells.
+        scan: (S, 1, ...) HU / 1000, with what is around. shares: of its cells, (S, O, ...). labels: (S, D).
+        inner: the box's own cells. gates: bool (N, D, 8) and differs: bool (N, 8), of the box's own cells.
     """
 
     scan: ScanBatch
     shares: torch.Tensor
+    labels: Labels
     inner: tuple[slice, ...]
     gates: torch.Tensor
     differs: torch.Tensor
 
 
-def draw_boxes(siblings: Siblings, count: int, generator: torch.Generator) -> Iterator[Box]:
-    """`count` boxes; none if no finding came or went, or none of them has a gate."""
-    differs = siblings.differs.any(-1)
-    places = {f: siblings.gates[f].any(-1) for f in siblings.told}
+@dataclass(frozen=True)
+class Boxes:
+    """What a step that compares siblings sees: fewer boxes than asked where nothing came or went.
+
+    Args:
+        keys: of the scans that they were drawn from.
+    """
+
+    boxes: tuple[Box, ...]
+    keys: tuple[str, ...]
+
+
+def draw_box(
+    siblings: Sequence[Sample],
+    unknown: torch.Tensor,
+    spacing_mm: float,
+    recipe: AugmentRecipe,
+    generator: torch.Generator,
+) -> Box | None:
+    """A box of some scans of one patient; None if no finding came or went, or none of them has a gate.
+
+    Args:
+        siblings: on one grid. unknown: bool (D,), findings that siblings can say nothing of.
+    """
+    labels = torch.stack([one.labels for one in siblings]).masked_fill(unknown, torch.nan)
+    # where a finding is, its organ may have grown: the largest share in any of them
+    organs = reduce(torch.maximum, [one.organs for one in siblings])
+    seat = _seat(siblings, organs, told(labels), generator)
+    if seat is None:
+        return None
+    shape = siblings[0].grid.shape
+    theta = random_affine(shape, spacing_mm, recipe, generator)
+    cells = [n // 2 for n in shape]
+    own = [
+        slice(start, start + min(SIDE, n))
+        for at, n in zip(moved(seat, theta, shape), cells, strict=True)
+        for start in [min(max(0, at // 2 - _below(SIDE, generator)), max(0, n - SIDE))]
+    ]
+    # `model.bands` pools pairs of cells: crops begin and end as the whole scan's pairs do
+    near = [
+        slice(max(0, at.start - BOX_REACH) // 2 * 2, min(n, at.stop + BOX_REACH + 1) // 2 * 2)
+        for at, n in zip(own, cells, strict=True)
+    ]
+    voxels = tuple(slice(2 * at.start, 2 * at.stop) for at in near)
+    inner = tuple(slice(at.start - by.start, at.stop - by.start) for at, by in zip(own, near, strict=True))
+    scans, shares = augment_siblings(siblings, organs, theta, voxels, recipe, generator)  # type: ignore[arg-type]
+    return box_of(scans, shares, labels, inner)
+
+
+def told(labels: Labels) -> list[int]:
+    """Findings that came or went."""
+    return ((labels == 1).any(0) & (labels == 0).any(0)).nonzero().flatten().tolist()
+
+
+def box_of(scan: ScanBatch, organs: torch.Tensor, labels: Labels, inner: tuple[slice, ...]) -> Box:
+    """The cells `inner` of a crop.
+
+    Args:
+        scan: (S, 1, X, Y, Z), augmented alike. organs: (1, O, X, Y, Z), the largest share in any of them.
+    """
+    shares = F.avg_pool3d(organs, 2).expand(len(scan), -1, -1, -1, -1)
+    held, differs = (rows(fold(x)[:, :, *inner])[0] for x in (organs, differ(scan)))
+    opened = (held >= 0.5).unflatten(1, (-1, 8))
+    gates = torch.stack([opened[:, list(organs_of)].any(1) for organs_of in GATES], 1)
+    return Box(scan, shares, labels, inner, gates, differs)
+
+
+def differ(scan: ScanBatch) -> torch.Tensor:
+    """Where siblings (S, 1, X, Y, Z) look different: bool (1, 1, X, Y, Z)."""
+    smooth = around(scan)
+    apart, surely = (x.amax(0, keepdim=True) - x.amin(0, keepdim=True) for x in (scan, smooth))
+    largest = F.max_pool3d(apart, 3, stride=1, padding=1)
+    return (surely > DIFFERS_HU / 1000) & (apart >= SHARPLY * largest)
+
+
+def _seat(
+    siblings: Sequence[Sample], organs: torch.Tensor, findings: Sequence[int], generator: torch.Generator
+) -> tuple[int, int, int] | None:
+    """A voxel that the box will hold."""
+    opened = fold(organs[None])[0].unflatten(0, (-1, 8)).amax(1) >= 128
+    places = {f: opened[list(GATES[f])].any(0) for f in findings}
     places = {f: place for f, place in places.items() if bool(place.any())}
-    told = list(places)
-    for _ in range(count if told else 0):
-        place = places[told[_below(len(told), generator)]]
-        different = place & differs
-        if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT and bool(different.any()):
-            place = different
-        cells = place.nonzero()
-        cell = cells[_below(len(cells), generator)].tolist()
-        yield siblings.box([_start(at, n, generator) for at, n in zip(cell, place.shape, strict=True)])
-
-
-def _start(at: int, cells: int, generator: torch.Generator) -> int:
-    """Where a box begins that holds the cell, anywhere in it."""
-    return min(max(0, at - _below(SIDE, generator)), max(0, cells - SIDE))
+    if not places:
+        return None
+    place = places[list(places)[_below(len(places), generator)]]
+    if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT:
+        scans = torch.stack([one.scan for one in siblings])[:, None].float() / 1000
+        different = place & fold(differ(scans))[0].any(0)
+        place = different if bool(different.any()) else place
+    cells = place.nonzero()
+    x, y, z = (2 * cells[_below(len(cells), generator)]).tolist()
+    return x, y, z
 
 
 def _below(count: int, generator: torch.Generator) -> int:

@@ -6,10 +6,12 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hilum.model.preset import Preset
+from hilum.objective.precision import in_precision
 from hilum.train.batch import Learns
 from hilum.train.ema import Average
 from hilum.train.groups import set_rates
@@ -90,13 +92,12 @@ class _Timed:
             told.append(time.monotonic() - began)
         return told
 
-    def _step(self, batch: Mapping, step: int) -> None:
+    def _step(self, batch: Any, step: int) -> None:
         rates = self.task.rates(step)
         set_rates(self.optim, rates)
         self.optim.zero_grad(set_to_none=True)
-        bf16 = self.task.recipe.precision == "bf16"
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            self.task.backward(self.model, self.average, dict(batch), step)
+        with in_precision(torch.device("cpu"), self.task.recipe.precision):
+            self.task.backward(self.model, self.average, batch, step)
         self.task.clip(self.model)
         self.optim.step()
         self.average.update(rates.ema)

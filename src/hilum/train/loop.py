@@ -18,6 +18,7 @@ import torch
 from hilum.errors import RunError, RunStopped
 from hilum.io.atomic import atomic_write
 from hilum.objective.gather import rank, world
+from hilum.objective.precision import in_precision
 from hilum.train.checkpoints import Checkpoints
 from hilum.train.ema import Average
 from hilum.train.groups import set_rates
@@ -119,9 +120,7 @@ class _Run:
         self.rates = self.task.rates(step)
         set_rates(self.optim, self.rates)
         self.optim.zero_grad(set_to_none=True)
-        with torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.task.recipe.precision == "bf16"
-        ):
+        with in_precision(self.device, self.task.recipe.precision):
             found = self.task.backward(self.model, self.average, batch, step)
         losses = self._finite(found, batch, step)
         try:

@@ -17,8 +17,9 @@ from hilum.errors import UsageError
 from hilum.model.preset import READS_REPORTS, Preset, build_network
 from hilum.objective.gather import world
 from hilum.train.ahead import ahead
-from hilum.train.augment import augment, augment_finer, augment_siblings
+from hilum.train.augment import augment, augment_finer
 from hilum.train.batch import Batch, FineView, Learns, Phase, ReportRow
+from hilum.train.boxes import Box, Boxes, draw_box
 from hilum.train.ema import Average
 from hilum.train.loop import Progress
 from hilum.train.loop import train as run_task
@@ -39,7 +40,11 @@ class Method(Protocol):
     """The scans of a step -> named losses."""
 
     def __call__(
-        self, model: torch.nn.Module, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
+        self,
+        model: torch.nn.Module,
+        batches: Sequence[Batch] | Boxes,
+        preset: Preset,
+        recipe: ObjectiveRecipe,
     ) -> Losses:
         """Each loss already weighted; the loop minimises their sum."""
 
@@ -118,9 +123,6 @@ def scans_of(patient: Patient, step: int, recipe: Recipe) -> Patient:
     if learns == "outlines":
         # the one that was made finer too
         return patient[:1]
-    if learns == "boxes":
-        # the first scan is what the others are follow-ups of
-        return [patient[0], *pick_scans(patient[1:], recipe.optim.box_scans - 1, step, recipe.seed)]
     # siblings have the same organs
     return pick_scans(patient, 1 if learns == "organs" else recipe.optim.scans, step, recipe.seed)
 
@@ -147,32 +149,31 @@ def make_batch(
     return Batch(scan, organs, sample.labels[None], phase.learns, progress, prevalence, fine)
 
 
-def make_siblings(
-    samples: Sequence[Sample],
+def make_boxes(
+    patients: list[Patient],
     step: int,
     recipe: Recipe,
     preset: Preset,
-    prevalence: tuple[float, ...],
-    shared: torch.Tensor,
-) -> dict[str, Batch]:
-    """What a step that compares siblings in boxes sees: as `make_batch`, with the organs of all of them.
-    Findings that siblings always share (`shared_of`) are unknown: boxes can say nothing of them."""
-    generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    phase = phase_of(step, recipe.optim)
-    scans, organs = augment_siblings(samples, preset.prep.spacing_mm, recipe.augment, generator)
-    progress = (step - phase.start) / phase.steps
-    return {
-        sample.key: Batch(
-            scan[None],
-            organs,
-            sample.labels[None].masked_fill(shared.to(scan.device), torch.nan),
-            phase.learns,
-            progress,
-            prevalence,
-            seed=recipe.seed * 1_000_033 + step,
-        )
-        for sample, scan in zip(samples, scans, strict=True)
-    }
+    unknown: torch.Tensor,
+    device: torch.device,
+) -> Boxes:
+    """What a step that compares siblings in boxes sees: each box from other patients.
+
+    Args:
+        unknown: findings that siblings always share (`shared_of`): boxes can say nothing of them.
+    """
+    found, keys = list[Box](), list[str]()
+    for at in range(step * recipe.objective.boxes, (step + 1) * recipe.objective.boxes):
+        patient = patients[pick(at, len(patients), recipe.seed)]
+        # the first scan is what the others are follow-ups of
+        paths = [patient[0], *pick_scans(patient[1:], recipe.optim.box_scans - 1, at, recipe.seed)]
+        siblings = [load(path, finer=False).to(device) for path in paths]
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_033 + at)
+        box = draw_box(siblings, unknown.to(device), preset.prep.spacing_mm, recipe.augment, generator)
+        if box is not None:
+            found.append(box)
+            keys += [one.key for one in siblings]
+    return Boxes(tuple(found), tuple(keys))
 
 
 def pick_box(shape: Sequence[int], step: int, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -281,34 +282,38 @@ class PhantomTask:
         lr = learning_rate(step, optim)
         return Rates(lr, lr, optim.weight_decay, optim.ema if step else 0.0, temperature=1.0)
 
-    def batches(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
+    def batches(self, start: int, device: torch.device) -> Iterator[dict[str, Batch] | Boxes]:
         """See `Task`."""
         return ahead(self._made(start, device))
 
-    def _made(self, start: int, device: torch.device) -> Iterator[dict[str, Batch]]:
+    def _made(self, start: int, device: torch.device) -> Iterator[dict[str, Batch] | Boxes]:
         bank = self.bank and self.bank.to(device)
         for step in range(start, self.steps):
             learns = phase_of(step, self.recipe.optim).learns
             seen = patients_of(self.patients, learns)
+            if learns == "boxes":
+                yield make_boxes(seen, step, self.recipe, self.preset, self.shared, device)
+                continue
             patient = seen[pick(step, len(seen), self.recipe.seed)]
             finer = learns == "outlines"
             samples = [load(path, finer=finer).to(device) for path in scans_of(patient, step, self.recipe)]
             rest = (step, self.recipe, self.preset, self.prevalence)
-            if learns == "boxes":
-                made = make_siblings(samples, *rest, self.shared)
-            else:
-                made = {sample.key: make_batch(sample, *rest) for sample in samples}
+            made = {sample.key: make_batch(sample, *rest) for sample in samples}
             yield made if bank is None else {key: told(batch, key, bank) for key, batch in made.items()}
 
-    def keys(self, batch: dict[str, Batch]) -> list[str]:
+    def keys(self, batch: dict[str, Batch] | Boxes) -> list[str]:
         """See `Task`."""
-        return list(batch)
+        return list(batch.keys if isinstance(batch, Boxes) else batch)
 
     def backward(
-        self, model: torch.nn.Module, average: Average, batch: dict[str, Batch], step: int
+        self, model: torch.nn.Module, average: Average, batch: dict[str, Batch] | Boxes, step: int
     ) -> Losses:
         """See `Task`."""
-        losses = METHODS[self.recipe.method](model, list(batch.values()), self.preset, self.recipe.objective)
+        seen = batch if isinstance(batch, Boxes) else list(batch.values())
+        if self.recipe.optim.box_steps:
+            # whole scans are mostly air: what cells are like is learnt from boxes, and rests with the organs
+            model.abn.norms.train(isinstance(batch, Boxes))  # type: ignore[union-attr]
+        losses = METHODS[self.recipe.method](model, seen, self.preset, self.recipe.objective)
         torch.stack(list(losses.values())).sum().backward()
         return losses
 

@@ -124,7 +124,9 @@ class RunRecipe(Strict):
     name: str
     seed: int = 0
     threads: int | None = Field(None, description="CPU threads; None leaves torch's choice")
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16", description="of matrix products; a CPU without bfloat16 computes in fp32 all the same"
+    )
     device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="how several processes share the work")
     checkpoint_every: int = Field(100, ge=1, description="steps")

@@ -17,7 +17,7 @@ from hilum.objective.siblings import inherited
 from hilum.tensors import GateRows, OrganTruth
 from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF
 from hilum.train.batch import Batch
-from hilum.train.boxes import Siblings, draw_boxes
+from hilum.train.boxes import Boxes
 from hilum.train.methods.scan_labels import scan_loss
 from hilum.train.recipe import ObjectiveRecipe
 
@@ -113,23 +113,18 @@ def anomaly_loss(
     ).mean()
 
 
-def box_loss(model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe) -> torch.Tensor:
+def box_loss(model: YNet, seen: Boxes, preset: Preset, recipe: ObjectiveRecipe) -> torch.Tensor:
     """What siblings say of each other's voxels, in a few boxes."""
-    scans, labels = (torch.cat(part) for part in zip(*((b.scan, b.labels) for b in batches), strict=True))
-    # `make_siblings` gives all of them the same organs
-    siblings = Siblings.of(scans, batches[0].organs, labels)
-    generator = torch.Generator().manual_seed(batches[0].seed)
-    scale = voxel_scale(preset).to(siblings.scan.device)
-    # a gradient, if of nothing, even where no box can be drawn
-    loss = 0.0 * model.anomaly_heads.cell.weight.sum()
-    for box in draw_boxes(siblings, recipe.boxes, generator):
+    weight = model.anomaly_heads.cell.weight
+    scale = voxel_scale(preset).to(weight.device)
+    # a gradient, if of nothing, even where no box could be drawn
+    loss = 0.0 * weight.sum()
+    for box in seen.boxes:
         # a cell outside every gate says nothing
         where = box.gates.flatten(1).any(1).nonzero().flatten()
         cells = [one.pick(where) for one in model.anomaly_box(box.scan, box.shares, box.inner)]
         low, high = (torch.stack(x) for x in zip(*map(model.anomaly_heads.rows, cells), strict=True))
-        votes = inherited(
-            low, high, box.gates[where], siblings.labels, box.differs[where], explain=recipe.explain
-        )
+        votes = inherited(low, high, box.gates[where], box.labels, box.differs[where], explain=recipe.explain)
         loss = loss + (votes * scale).sum()
     return loss / recipe.boxes
 
@@ -143,10 +138,10 @@ def voxel_scale(preset: Preset) -> torch.Tensor:
 
 
 def losses(
-    model: YNet, batches: Sequence[Batch], preset: Preset, recipe: ObjectiveRecipe
+    model: YNet, batches: Sequence[Batch] | Boxes, preset: Preset, recipe: ObjectiveRecipe
 ) -> dict[str, torch.Tensor]:
     """`organs` and `anomaly`, or `boxes`, or `outlines`, each already weighted; their sum is minimised."""
-    if batches[0].learns == "boxes":
+    if isinstance(batches, Boxes):
         return {"boxes": box_loss(model, batches, preset, recipe)}
     return phase_losses(
         model, batches, recipe, "anomaly", lambda organs: anomaly_loss(model, organs, batches, preset, recipe)
