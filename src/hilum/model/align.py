@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from hilum.model.running import learn
 from hilum.model.temperature import Temperature
 from hilum.model.ynet import OrganFeatures, YNetConfig
 from hilum.tensors import (
@@ -31,8 +32,6 @@ from hilum.tensors import (
     TextPrompts,
 )
 
-SLOWEST = 0.01
-"""Share of a new scan in running statistics, once more than a hundred were seen."""
 LEAST_DEVIATION = 1e-3
 """A feature that all scans share says nothing; it is not blown up."""
 
@@ -116,11 +115,9 @@ class PooledLinear(nn.Module):
     @torch.no_grad()
     def learn(self, pooled: torch.Tensor) -> None:
         """Running statistics, from one scan's pooled features (P, C)."""
-        self.seen += 1
-        share = max(1 / float(self.seen), SLOWEST)
-        apart = pooled - self.mean
-        self.mean += share * apart
-        self.deviation.copy_(((1 - share) * (self.deviation.square() + share * apart.square())).sqrt())
+        variance = self.deviation.square()
+        learn(self.seen, self.mean, variance, pooled)
+        self.deviation.copy_(variance.sqrt())
 
     def linear(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights (P, E, C) and biases (P, E) that take raw features."""

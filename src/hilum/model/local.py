@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from hilum.model.fold import fold
+from hilum.model.running import learn
 from hilum.tensors import HalfFeatures
 
 REACH = 3
 """Cells to each side that a `LocalStem` and a `LocalDecoder` see together."""
-SLOWEST = 0.01
-"""Share of new cells in running statistics, once a hundred boxes or scans were seen."""
 
 Sides = tuple[int, int, int, int, int, int]
 """For each axis its lower and its upper side: 1 where a crop ends with the scan, 0 where the scan goes on."""
@@ -59,22 +58,11 @@ class RunningNorm(nn.Module):
         self.register_buffer("variance", torch.ones(width))
         self.register_buffer("seen", torch.zeros(1))
 
-    @torch.no_grad()
-    def learn(self, x: torch.Tensor) -> None:
-        """Statistics from some cells, (B, C, U, V, W)."""
-        self.seen += 1
-        share = max(1 / float(self.seen), SLOWEST)
-        variance, mean = torch.var_mean(x.float(), dim=(0, 2, 3, 4), correction=0)
-        apart = mean - self.mean
-        self.mean += share * apart
-        spread = variance + (1 - share) * apart.square()
-        # the first cells are all that is known: of the ones before them nothing stays
-        self.variance.lerp_(spread, share)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, U, V, W) -> the same shape."""
         if self.training:
-            self.learn(x)
+            variance, mean = torch.var_mean(x.detach().float(), dim=(0, 2, 3, 4), correction=0)
+            learn(self.seen, self.mean, self.variance, mean, variance)
         scale = self.weight * (self.variance + 1e-5).rsqrt()
         # a copy: the next box of a step changes the statistics before the gradient is taken
         shift = self.bias - self.mean.clone() * scale

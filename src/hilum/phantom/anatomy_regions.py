@@ -10,19 +10,9 @@ from torch import Tensor
 
 from hilum.phantom.anatomy_build import Build
 from hilum.phantom.anatomy_paint import Parts
-from hilum.phantom.shapes import Box
+from hilum.phantom.shapes import bounds
 
 PLEURA_MM = 6.0
-
-
-def _bounds(mask: Tensor, pad: int) -> Box:
-    out = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        hit = mask.any(others[1]).any(others[0]).nonzero().flatten()
-        lo, hi = (int(hit[0]), int(hit[-1])) if len(hit) else (0, 0)
-        out.append(slice(max(0, lo - pad), min(mask.shape[axis], hi + pad + 1)))
-    return out[0], out[1], out[2]
 
 
 def depth_and_pleura(build: Build, right: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,7 +22,7 @@ def depth_and_pleura(build: Build, right: Tensor, left: Tensor) -> tuple[Tensor,
     # Below 1.5 mm a distance on every second voxel is exact enough and eight times cheaper.
     stride = 2 if frame.h < 1.5 else 1
     for lung in (right, left):
-        box = _bounds(lung, int(np.ceil((PLEURA_MM + 2) / frame.h)) + 1)
+        box = bounds(lung, int(np.ceil((PLEURA_MM + 2) / frame.h)) + 1)
         small = lung[box][::stride, ::stride, ::stride].cpu().numpy()
         step = frame.h * stride
         signed = edt.edt(small, anisotropy=(step,) * 3, parallel=1) - edt.edt(

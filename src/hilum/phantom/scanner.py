@@ -17,6 +17,7 @@ from hilum.geometry import Geometry
 from hilum.phantom.plan import Scanner
 from hilum.phantom.scanner_noise import add_noise, blur_in_plane
 from hilum.phantom.scene import Scene
+from hilum.phantom.shapes import Box, bounds, span
 from hilum.tensors import MaskTensor, VoxelTensor
 
 KERNEL_SIGMA_MM = {"smooth": 0.95, "standard": 0.6, "sharp": 0.3}
@@ -73,8 +74,7 @@ class Scan:
     def _resample(self, mask: Tensor) -> Tensor:
         if not bool(mask.any()):
             return torch.zeros(self.geometry.shape, dtype=torch.bool, device=mask.device)
-        box = tuple(_span(mask.any(a).any(b)) for a, b in ((2, 1), (2, 0), (1, 0)))
-        return resample(mask.to(torch.float32), self.scene.grid, self.geometry, only=box) >= 0.5
+        return resample(mask.float(), self.scene.grid, self.geometry, only=bounds(mask)) >= 0.5
 
     def _lesion(self, slug: str) -> MaskTensor:
         found = [t for t in self.scene.lesions if t.slug == slug]
@@ -163,7 +163,7 @@ def resample(
     target: Geometry,
     scanner: Scanner | None = None,
     motion_z: float | None = None,
-    only: tuple[slice, ...] = (slice(None),) * 3,
+    only: Box = (slice(None), slice(None), slice(None)),
 ) -> Tensor:
     """Values of a scene's grid on a scan's grid.
 
@@ -198,7 +198,7 @@ def resample(
     wz = _z_weights(np.clip((zz - origin[2]) / h, 0, last), values.shape[2], thick, swing, device)
     wx, wy, wz = wx[:, only[0]], wy[:, only[1]], wz[..., only[2]]
     out = torch.zeros(target.shape, device=device)
-    reached = [_span((w != 0).any(-1)) for w in (wx, wy, (wz != 0).any(0))]
+    reached = [span((w != 0).any(-1)) for w in (wx, wy, (wz != 0).any(0))]
     if any(at.stop == at.start for at in reached):
         return out - shift
     wx, wy = wx[reached[0]], wy[reached[1]]
@@ -211,12 +211,6 @@ def resample(
     found = torch.matmul(wx, v.reshape(v.shape[0], -1)).reshape(len(wx), *v.shape[1:])
     out[tuple(reached)] = found
     return out - shift
-
-
-def _span(there: Tensor) -> slice:
-    """From the first to the last of what is there; of length 0 when nothing is."""
-    at = there.nonzero().flatten()
-    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
 
 
 def _hat(at: np.ndarray, count: int, width: float, device: torch.device) -> Tensor:

@@ -28,6 +28,22 @@ _SPLAT_CHUNK = 2_000_000
 _COARSE_MM = 10.0
 
 
+def span(there: Tensor) -> slice:
+    """From the first to the last of what is there; of length 0 when nothing is."""
+    at = there.nonzero().flatten()
+    return slice(int(at[0]), int(at[-1]) + 1) if len(at) else slice(0, 0)
+
+
+def bounds(mask: Tensor, pad: int = 0) -> Box:
+    """The box of a mask, widened by `pad` voxels; an empty one lies at the first voxel."""
+    out = []
+    for axis in range(3):
+        others = [a for a in range(3) if a != axis]
+        at = span(mask.any(others[1]).any(others[0]))
+        out.append(slice(max(0, at.start - pad), min(mask.shape[axis], max(at.stop, 1) + pad)))
+    return out[0], out[1], out[2]
+
+
 def spline_weights(at_mm: Tensor, knot_mm: float) -> Tensor:
     """Cubic B-spline weights of positions (N,) on the lattice, shape (N, knots)."""
     knots = int(2 * LATTICE_MM / knot_mm) + 4

@@ -59,7 +59,7 @@ class Batch:
         scan: HU / 1000. organs: shares of each voxel. labels: 18 scan labels, NaN unknown.
         learns: what this step is for. progress: how far its phase is, 0..1.
         prevalence: of the training set, per finding. fine: for steps that learn outlines.
-        report: for methods that learn from reports. seed: of a method's own random numbers in this step.
+        report: for methods that learn from reports.
     """
 
     scan: ScanBatch
@@ -70,7 +70,6 @@ class Batch:
     prevalence: tuple[float, ...]
     fine: FineView | None = None
     report: ReportRow | None = None
-    seed: int = 0
 
 
 def of_batches(batches: Sequence[Batch]) -> tuple[TextBank, RowIds]:

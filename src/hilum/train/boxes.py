@@ -85,11 +85,7 @@ def draw_box(
     shape = siblings[0].grid.shape
     theta = random_affine(shape, spacing_mm, recipe, generator)
     cells = [n // 2 for n in shape]
-    own = [
-        slice(start, start + min(SIDE, n))
-        for at, n in zip(moved(seat, theta, shape), cells, strict=True)
-        for start in [min(max(0, at // 2 - _below(SIDE, generator)), max(0, n - SIDE))]
-    ]
+    own = [_side(at // 2, n, generator) for at, n in zip(moved(seat, theta, shape), cells, strict=True)]
     # `model.bands` pools pairs of cells: crops begin and end as the whole scan's pairs do
     near = [
         slice(max(0, at.start - BOX_REACH) // 2 * 2, min(n, at.stop + BOX_REACH + 1) // 2 * 2)
@@ -144,6 +140,12 @@ def _seat(
     cells = place.nonzero()
     x, y, z = (2 * cells[_below(len(cells), generator)]).tolist()
     return x, y, z
+
+
+def _side(at: int, cells: int, generator: torch.Generator) -> slice:
+    """A box's cells along an axis that hold the cell `at`, anywhere in it."""
+    start = min(max(0, at - _below(SIDE, generator)), max(0, cells - SIDE))
+    return slice(start, start + min(SIDE, cells))
 
 
 def _below(count: int, generator: torch.Generator) -> int:
