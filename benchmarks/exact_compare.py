@@ -388,7 +388,7 @@ def made_ready(
         cache = options.cache or cache_folder()
         own = recipes_of(["exact"], options.smoke, options.organs_from)["exact"]
         patients = phantoms(own, cache)
-        plan = planned(todo, minutes, patients, options.runs, 1 if options.smoke else 6)
+        plan = planned(todo, minutes, patients, options.runs, 1 if options.smoke else 3)
         filled = {name: Recipe.model_validate(plan["recipes"][name]) for name in todo}
         folders |= trained(filled, options.runs, patients, cache, options.jobs)
     return {name: folders[name] for name in models}, frozenset(given)

@@ -3,6 +3,9 @@
 In a box that two scans of a patient have in common, voxels of the one with a finding vote for it, and every
 voxel of the one without votes against. A label is the scan's; no voxel is ever marked.
 
+A finding came or went in one box of many, and votes against it come from all: votes for count more, as a
+recipe says (`votes_for`).
+
 Four things keep the votes clean:
 
 * only a finding that came or went has votes for it (`labels` differ);
@@ -47,6 +50,7 @@ def inherited(
     differs: torch.Tensor,
     *,
     explain: bool = True,
+    votes_for: float = 1.0,
 ) -> torch.Tensor:
     """Logistic loss of the votes of one box, summed over its voxels, per finding: (D,).
 
@@ -54,12 +58,12 @@ def inherited(
         low: (S, N, D) logits of cells of S siblings. high: (S, N, D, 8) of their voxels.
         gate: bool (N, D, 8), where each finding may lie, the same for all.
         labels: 1, 0 or NaN for unknown. differs: bool (N, 8), what looks different in the siblings.
-        explain: whether findings share a voxel's vote.
+        explain: whether findings share a voxel's vote. votes_for: weight of votes for; those against have 1.
     """
     present, absent = labels == 1, labels == 0
     told = present.any(0) & absent.any(0)
     votes = gate & (present & told)[:, None, :, None] & differs[None, :, None]
-    pro = votes * responsibility(high, votes) if explain else votes.to(high.dtype)
+    pro = votes_for * (responsibility(high, votes) * votes if explain else votes.to(high.dtype))
     contra = (gate & absent[:, None, :, None]).to(high.dtype)
     fine = F.softplus(-high) * pro + F.softplus(high) * contra
     coarse = F.softplus(-low) * pro.sum(3) + F.softplus(low) * contra.sum(3)

@@ -33,6 +33,10 @@ GATE_ML = {
     "global": 12000.0,
 }
 """About how large each organ channel is in a grown-up; only `voxel_scale` asks."""
+OWN = 0.75
+"""How much a finding's own size weighs in `voxel_scale` beside that of its gate."""
+LOUD = 0.01
+"""Keeps the loss of a box near 1."""
 
 
 def pooled_counts(preset: Preset, recipe: ObjectiveRecipe) -> tuple[list[int], list[int]]:
@@ -124,17 +128,21 @@ def box_loss(model: YNet, seen: Boxes, preset: Preset, recipe: ObjectiveRecipe) 
         where = box.gates.flatten(1).any(1).nonzero().flatten()
         cells = [one.pick(where) for one in model.anomaly_box(box.scan, box.shares, box.inner)]
         low, high = (torch.stack(x) for x in zip(*map(model.anomaly_heads.rows, cells), strict=True))
-        votes = inherited(low, high, box.gates[where], box.labels, box.differs[where], explain=recipe.explain)
+        votes = inherited(
+            low, high, box.gates[where], box.labels, box.differs[where],
+            explain=recipe.explain, votes_for=recipe.votes_for,
+        )  # fmt: skip
         loss = loss + (votes * scale).sum()
     return loss / recipe.boxes
 
 
 def voxel_scale(preset: Preset) -> torch.Tensor:
-    """Weight of each finding's votes: the geometric mean of the voxels that it has and of those that its gate
+    """Weight of each finding's votes: a geometric mean of the voxels that it has and of those that its gate
     has, so that small findings in large organs are heard and do not shout."""
     gates = [sum(GATE_ML[ORGAN_CHANNELS[organ]] for organ in organs) for organs in GATES]
-    voxels = [(gate * own) ** 0.5 / preset.voxel_ml for gate, own in zip(gates, preset.pool_ml, strict=True)]
-    return 1 / torch.tensor(voxels) / len(voxels)
+    mean_ml = [own**OWN * gate ** (1 - OWN) for gate, own in zip(gates, preset.pool_ml, strict=True)]
+    voxels = [ml / preset.voxel_ml for ml in mean_ml]
+    return LOUD / torch.tensor(voxels)
 
 
 def losses(
