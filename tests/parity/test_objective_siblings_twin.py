@@ -10,7 +10,7 @@ from hilum.objective.siblings import LARGEST, inherited
 SCANS, CELLS, FINDINGS = 3, 5, 4
 
 
-def slow(low, high, gate, labels, differs, explain):
+def slow(low, high, gate, labels, differs, *, explain, votes_for):
     """The loss, voxel by voxel."""
     losses = [low.new_zeros(()) for _ in range(FINDINGS)]
     for f in range(FINDINGS):
@@ -24,7 +24,7 @@ def slow(low, high, gate, labels, differs, explain):
                         losses[f] = losses[f] + torch.log1p(high[s, n, f, v].exp())
                         losses[f] = losses[f] + torch.log1p(low[s, n, f].exp())
                     elif column[s] == 1 and 0.0 in column and differs[n, v]:
-                        weight = vote(high, gate, labels, s, n, f, v) if explain else 1.0
+                        weight = votes_for * (vote(high, gate, labels, s, n, f, v) if explain else 1.0)
                         losses[f] = losses[f] + weight * torch.log1p((-high[s, n, f, v]).exp())
                         losses[f] = losses[f] + weight * torch.log1p((-low[s, n, f]).exp())
     return torch.stack(losses)
@@ -40,8 +40,8 @@ def vote(high, gate, labels, s, n, f, v):
     return (1 + odds[f]) / (1 + sum(odds.values()))
 
 
-@pytest.mark.parametrize("explain", [True, False])
-def test_equal_to_the_twin_forward_and_backward(explain):
+@pytest.mark.parametrize(("explain", "votes_for"), [(True, 1.0), (True, 12.0), (False, 3.0)])
+def test_equal_to_the_twin_forward_and_backward(explain, votes_for):
     generator = torch.Generator().manual_seed(3)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     low, high = draw(SCANS, CELLS, FINDINGS), 3 * draw(SCANS, CELLS, FINDINGS, 8)
@@ -50,9 +50,7 @@ def test_equal_to_the_twin_forward_and_backward(explain):
     found = []
     for way in (inherited, slow):
         leaves = [x.clone().requires_grad_() for x in (low, high)]
-        options = (explain,) if way is slow else ()
-        named = {} if way is slow else {"explain": explain}
-        loss = way(*leaves, gate, labels, differs, *options, **named)
+        loss = way(*leaves, gate, labels, differs, explain=explain, votes_for=votes_for)
         (loss * torch.arange(1, FINDINGS + 1)).sum().backward()
         found.append((loss.detach(), *[x.grad for x in leaves]))
     for ours, theirs in zip(*found, strict=True):

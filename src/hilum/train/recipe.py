@@ -113,7 +113,7 @@ class ObjectiveRecipe(Strict):
     rank_weight: float = Field(0.0, ge=0, description="weight of ranking them by log-sum-exp of all voxels")
     boxes: int = Field(6, ge=1, description="boxes of a patient per step of optim.box_steps")
     explain: bool = Field(True, description="findings of a scan share each voxel's vote (objective.siblings)")
-    votes_for: float = Field(1.0, gt=0, description="weight of a voxel's vote for a finding (votes against: 1)")
+    votes_for: float = Field(1.0, gt=0, description="weight of a voxel's vote for a finding; against: 1")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
     gate: Literal["predicted", "given", "either"] = "either"
     pool: Literal["volume", "paper"] = "volume"
