@@ -18,7 +18,7 @@ from hilum.model.preset import Preset, build_network
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.train.augment import augment_siblings, moved, random_affine, sampled_at, warp
-from hilum.train.boxes import SIDE, Box, box_of, draw_box, told
+from hilum.train.boxes import SIDE, Box, box_of, draw_box, largest_around, told
 from hilum.train.ema import Average
 from hilum.train.methods.exact_small import voxel_scale
 from hilum.train.phantom_task import PhantomTask, family_labels, make_boxes, phase_of, shared_of, train
@@ -277,6 +277,11 @@ def test_a_network_without_organs_begins_with_their_encoder(tmp_path):
     take_organs(cam, str(tmp_path))
     own, theirs = cam.encoder.state_dict(), other.encoder.state_dict()
     assert all(torch.equal(own[k], theirs[k]) for k in theirs) and torch.equal(cam.head.weight, head)
+
+
+def test_the_largest_around_is_that_of_max_pooling():
+    x = torch.randn(1, 1, 5, 1, 7, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(largest_around(x), torch.nn.functional.max_pool3d(x, 3, stride=1, padding=1))
 
 
 def test_votes_of_small_findings_weigh_more():

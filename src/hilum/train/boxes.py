@@ -119,8 +119,18 @@ def differ(scan: ScanBatch) -> torch.Tensor:
     """Where siblings (S, 1, X, Y, Z) look different: bool (1, 1, X, Y, Z)."""
     smooth = around(scan)
     apart, surely = (x.amax(0, keepdim=True) - x.amin(0, keepdim=True) for x in (scan, smooth))
-    largest = F.max_pool3d(apart, 3, stride=1, padding=1)
-    return (surely > DIFFERS_HU / 1000) & (apart >= SHARPLY * largest)
+    return (surely > DIFFERS_HU / 1000) & (apart >= SHARPLY * largest_around(apart))
+
+
+def largest_around(x: torch.Tensor) -> torch.Tensor:
+    """Largest of 3x3x3, one axis after the other: on a CPU `max_pool3d` takes ten times as long."""
+    for axis in (2, 3, 4):
+        n, whole = x.shape[axis] - 1, x.clone()
+        for here, there in ((0, 1), (1, 0)):
+            part = whole.narrow(axis, here, n)
+            torch.maximum(part, x.narrow(axis, there, n), out=part)
+        x = whole
+    return x
 
 
 def _seat(
