@@ -10,7 +10,7 @@ from hilum.objective.siblings import LARGEST, inherited
 SCANS, CELLS, FINDINGS = 3, 5, 4
 
 
-def slow(low, high, gate, labels, differs, *, explain, votes_for):
+def slow(low, high, gate, labels, differs, counts, *, explain, votes_for):
     """The loss, voxel by voxel."""
     losses = [low.new_zeros(()) for _ in range(FINDINGS)]
     for f in range(FINDINGS):
@@ -21,10 +21,12 @@ def slow(low, high, gate, labels, differs, *, explain, votes_for):
                     if not gate[n, f, v]:
                         continue
                     if column[s] == 0:
-                        losses[f] = losses[f] + torch.log1p(high[s, n, f, v].exp())
-                        losses[f] = losses[f] + torch.log1p(low[s, n, f].exp())
+                        losses[f] = losses[f] + counts[n] * torch.log1p(high[s, n, f, v].exp())
+                        losses[f] = losses[f] + counts[n] * torch.log1p(low[s, n, f].exp())
                     elif column[s] == 1 and 0.0 in column and differs[n, v]:
-                        weight = votes_for * (vote(high, gate, labels, s, n, f, v) if explain else 1.0)
+                        weight = (
+                            counts[n] * votes_for * (vote(high, gate, labels, s, n, f, v) if explain else 1.0)
+                        )
                         losses[f] = losses[f] + weight * torch.log1p((-high[s, n, f, v]).exp())
                         losses[f] = losses[f] + weight * torch.log1p((-low[s, n, f]).exp())
     return torch.stack(losses)
@@ -46,11 +48,12 @@ def test_equal_to_the_twin_forward_and_backward(explain, votes_for):
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     low, high = draw(SCANS, CELLS, FINDINGS), 3 * draw(SCANS, CELLS, FINDINGS, 8)
     gate, differs = draw(CELLS, FINDINGS, 8) > -0.5, draw(CELLS, 8) > 0
+    counts = torch.tensor([1.0, 4, 1, 4, 4], dtype=torch.float64)
     labels = torch.tensor([[1.0, 1, 0, 1], [0, 0, 1, 1], [1, float("nan"), 1, 1]])
     found = []
     for way in (inherited, slow):
         leaves = [x.clone().requires_grad_() for x in (low, high)]
-        loss = way(*leaves, gate, labels, differs, explain=explain, votes_for=votes_for)
+        loss = way(*leaves, gate, labels, differs, counts, explain=explain, votes_for=votes_for)
         (loss * torch.arange(1, FINDINGS + 1)).sum().backward()
         found.append((loss.detach(), *[x.grad for x in leaves]))
     for ours, theirs in zip(*found, strict=True):
@@ -62,6 +65,6 @@ def test_what_looks_different_and_is_not_told_cancels():
     high = torch.zeros(2, CELLS, 1, 8, requires_grad=True)
     low = torch.zeros(2, CELLS, 1, requires_grad=True)
     differs = torch.ones(CELLS, 8, dtype=torch.bool)
-    loss = inherited(low, high, differs[:, None], torch.tensor([[1.0], [0.0]]), differs)
+    loss = inherited(low, high, differs[:, None], torch.tensor([[1.0], [0.0]]), differs, torch.ones(CELLS))
     loss.sum().backward()
     assert torch.equal(high.grad[0], -high.grad[1]) and torch.equal(low.grad[0], -low.grad[1])

@@ -18,7 +18,7 @@ from hilum.model.preset import Preset, build_network
 from hilum.model.ynet import YNetConfig
 from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.train.augment import augment_siblings, moved, random_affine, sampled_at, warp
-from hilum.train.boxes import SIDE, Box, box_of, draw_box, largest_around, told
+from hilum.train.boxes import SIDE, Box, box_of, draw_box, largest_around, seats_of, told
 from hilum.train.ema import Average
 from hilum.train.methods.exact_small import voxel_scale
 from hilum.train.phantom_task import PhantomTask, family_labels, make_boxes, phase_of, shared_of, train
@@ -92,7 +92,8 @@ def samples() -> list[Sample]:
 def drawn(seed: int, two: list[Sample] | None = None) -> Box | None:
     known = torch.zeros(18, dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
-    return draw_box(two or samples(), known, 4.0, AugmentRecipe(noise_hu=5.0), generator)
+    two = two or samples()
+    return draw_box(two, seats_of(two, known), 4.0, AugmentRecipe(noise_hu=5.0), generator)
 
 
 def test_boxes_lie_where_siblings_differ_and_hold_the_scans_own_voxels():
@@ -116,9 +117,7 @@ def test_a_box_is_a_part_of_the_turned_scan():
     cut = (slice(8, 40), slice(12, 44), slice(20, 56))
 
     def looks(box):
-        return augment_siblings(
-            samples(), samples()[0].organs, theta, box, calm, torch.Generator().manual_seed(6)
-        )
+        return augment_siblings(samples(), theta, box, calm, torch.Generator().manual_seed(6))
 
     (scans, organs), (part, shares) = looks((slice(None),) * 3), looks(cut)
     assert torch.allclose(shares, organs[:, :, *cut], atol=1e-5)
@@ -216,10 +215,12 @@ def test_a_step_draws_every_box_from_another_patient(files):
     asked = recipe(steps=2, box_steps=2)
     shared = torch.zeros(18, dtype=torch.bool)
     shared[STONE] = True
-    seen = make_boxes(patients, 1, asked, PRESET, shared, torch.device("cpu"))
+    known = {}
+    seen = make_boxes(patients, 1, asked, PRESET, shared, torch.device("cpu"), known)
+    assert len(known) == 4
     assert asked.objective.boxes == 6 and len(seen.boxes) == len(seen.keys) / 2 < 6, "one has nothing to say"
     assert {"91-1", "92-1", "93-1"} < set(seen.keys) and "90-1" not in seen.keys
-    again = make_boxes(patients, 1, asked, PRESET, shared, torch.device("cpu"))
+    again = make_boxes(patients, 1, asked, PRESET, shared, torch.device("cpu"), known)
     assert all(torch.equal(a.scan, b.scan) for a, b in zip(seen.boxes, again.boxes, strict=True))
 
 
@@ -227,7 +228,7 @@ def test_a_finding_that_siblings_always_share_is_unknown_in_boxes(files):
     shared = shared_of(family_labels(files))
     assert not shared[NODULE] and shared[STONE]
     asked = recipe(steps=1, box_steps=1)
-    box = make_boxes(files, 0, asked, PRESET, shared, torch.device("cpu")).boxes[0]
+    box = make_boxes(files, 0, asked, PRESET, shared, torch.device("cpu"), {}).boxes[0]
     assert box.labels[:, NODULE].tolist() == [0.0, 1.0] and box.labels[:, STONE].isnan().all()
 
 

@@ -48,6 +48,7 @@ def inherited(
     gate: torch.Tensor,
     labels: Labels,
     differs: torch.Tensor,
+    counts: torch.Tensor,
     *,
     explain: bool = True,
     votes_for: float = 1.0,
@@ -58,13 +59,15 @@ def inherited(
         low: (S, N, D) logits of cells of S siblings. high: (S, N, D, 8) of their voxels.
         gate: bool (N, D, 8), where each finding may lie, the same for all.
         labels: 1, 0 or NaN for unknown. differs: bool (N, 8), what looks different in the siblings.
+        counts: (N,), for how many cells each stands.
         explain: whether findings share a voxel's vote. votes_for: weight of votes for; those against have 1.
     """
     present, absent = labels == 1, labels == 0
     told = present.any(0) & absent.any(0)
+    stands = counts[:, None, None]
     votes = gate & (present & told)[:, None, :, None] & differs[None, :, None]
-    pro = votes_for * (responsibility(high, votes) * votes if explain else votes.to(high.dtype))
-    contra = (gate & absent[:, None, :, None]).to(high.dtype)
+    pro = votes_for * stands * (responsibility(high, votes) * votes if explain else votes.to(high.dtype))
+    contra = stands * (gate & absent[:, None, :, None])
     fine = F.softplus(-high) * pro + F.softplus(high) * contra
     coarse = F.softplus(-low) * pro.sum(3) + F.softplus(low) * contra.sum(3)
     return fine.sum((0, 1, 3)) + coarse.sum((0, 1))

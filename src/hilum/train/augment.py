@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch.nn import functional as F
@@ -71,20 +72,24 @@ def warp(
 ) -> torch.Tensor:
     """Sample (1, C, X, Y, Z) through `theta`; outside the volume lies `fill`, a number or (C, 1, 1, 1).
     `box`: only this part of the result."""
-    at = sampled_at(theta, _shape(volume[0, 0]), box)
-    part, grid = _near(volume, at.to(volume.device))
+    near, grid = _near(_shape(volume[0, 0]), sampled_at(theta, _shape(volume[0, 0]), box))
+    return _sampled(volume[:, :, *near], grid, fill, mode)
+
+
+def _sampled(part: torch.Tensor, grid: torch.Tensor, fill: float | torch.Tensor, mode: str) -> torch.Tensor:
     part = part.float() - fill
-    return F.grid_sample(part, grid, mode=mode, padding_mode="zeros", align_corners=False) + fill
+    at = grid.to(part.device)
+    return F.grid_sample(part, at, mode=mode, padding_mode="zeros", align_corners=False) + fill
 
 
-def _near(volume: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The part of a volume that is sampled, and where: a box needs a tenth of a scan."""
-    size = torch.tensor(volume.shape[2:], device=grid.device).flip(0)
+def _near(shape: tuple[int, int, int], grid: torch.Tensor) -> tuple[Box, torch.Tensor]:
+    """The part of a volume that is sampled, and where in it: a box needs a tenth of a scan."""
+    size = torch.tensor(shape).flip(0)
     at = ((grid + 1) * size - 1) / 2
     low = (at.amin((0, 1, 2, 3)).floor().long() - 1).clamp(min=0).minimum(size - 1)
     high = (at.amax((0, 1, 2, 3)).ceil().long() + 2).minimum(size).maximum(low + 1)
-    part = volume[:, :, *(slice(a, b) for a, b in zip(low.tolist()[::-1], high.tolist()[::-1], strict=True))]
-    return part, (2 * (at - low) + 1) / (high - low) - 1
+    x, y, z = (slice(a, b) for a, b in zip(low.tolist()[::-1], high.tolist()[::-1], strict=True))
+    return (x, y, z), (2 * (at - low) + 1) / (high - low) - 1
 
 
 def sampled_at(theta: torch.Tensor, shape: tuple[int, int, int], box: Box) -> torch.Tensor:
@@ -194,7 +199,7 @@ def augment(
     `organs_alone`: also what would hide findings, for steps that learn none.
     """
     theta = random_affine(_shape(scan), spacing_mm, recipe, generator)
-    (image,), shares = _warped(scan[None], organs, theta)
+    (image,), shares = _warped([scan], [organs], theta)
     if organs_alone and (fat := draw_fat(recipe, generator)):
         heart = shares[ORGAN_CHANNELS.index("heart")]
         image, shares = fat.grow(image, shares, fat.share(heart, spacing_mm))
@@ -203,15 +208,15 @@ def augment(
 
 def augment_siblings(
     samples: Sequence[Sample],
-    organs: torch.Tensor,
     theta: torch.Tensor,
     box: Box,
     recipe: AugmentRecipe,
     generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One look for a box of scans of one anatomy, so that they differ in nothing but findings: HU / 1000
-    (S, 1, X, Y, Z) and shares of `organs`, (O, X, Y, Z) uint8, that stand for all of them: (1, O, ...)."""
-    images, shares = _warped(torch.stack([sample.scan for sample in samples]), organs, theta, box)
+    (S, 1, X, Y, Z) and organ shares that stand for all of them, (1, O, ...): where a finding is, its organ
+    may have grown, so the largest in any of them."""
+    images, shares = _warped([one.scan for one in samples], [one.organs for one in samples], theta, box)
     state, looks = generator.get_state(), []
     for image in images:
         generator.set_state(state)
@@ -230,7 +235,7 @@ def augment_finer(
     if sample.fine is None or sample.fine_organs is None:
         raise RunError("MASK_MISSING", "steps that learn outlines need finer scans", path=sample.key)
     theta = random_affine(_shape(sample.scan), spacing_mm, recipe, generator)
-    (image,), shares = _warped(sample.scan[None], sample.organs, theta)
+    (image,), shares = _warped([sample.scan], [sample.organs], theta)
     near = warp(sample.fine.float()[None, None] / 1000, theta, fill=AIR, box=box)[0, 0]
     bits = warp(sample.fine_organs.float()[None, None], theta, fill=0.0, box=box, mode="nearest")[0, 0]
     packed = bits.round().to(torch.uint8)
@@ -252,13 +257,15 @@ def _shape(scan: torch.Tensor) -> tuple[int, int, int]:
 
 
 def _warped(
-    scans: torch.Tensor, organs: torch.Tensor, theta: torch.Tensor, box: Box = WHOLE
+    scans: Sequence[torch.Tensor], organs: Sequence[torch.Tensor], theta: torch.Tensor, box: Box = WHOLE
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """HU int16 (S, X, Y, Z) and organ shares uint8 -> HU / 1000 and shares 0..1, through `theta`."""
-    count = len(scans)
+    """HU int16 (X, Y, Z) of each scan and organ shares uint8 (O, X, Y, Z), of which the largest count -> HU /
+    1000 (S, ...) and shares 0..1, through `theta`."""
+    near, grid = _near(_shape(scans[0]), sampled_at(theta, _shape(scans[0]), box))
+    held = reduce(torch.maximum, [shares[:, *near] for shares in organs])
     # both at once: most of the work is finding out where to look
-    joined = torch.cat([scans, organs.to(scans.dtype)])
-    fill = torch.zeros(len(joined), 1, 1, 1, device=scans.device)
-    fill[:count] = 1000 * AIR
-    found = warp(joined[None], theta, fill=fill, box=box)[0]
-    return found[:count] / 1000, found[count:] / 255
+    joined = torch.cat([torch.stack([scan[near] for scan in scans]), held.to(scans[0].dtype)])
+    fill = torch.zeros(len(joined), 1, 1, 1, device=joined.device)
+    fill[: len(scans)] = 1000 * AIR
+    found = _sampled(joined[None], grid, fill, "bilinear")[0]
+    return found[: len(scans)] / 1000, found[len(scans) :] / 255

@@ -8,10 +8,12 @@ weights to and fro between findings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -24,7 +26,7 @@ from hilum.text.vocabulary import GATES
 from hilum.train.augment import augment_siblings, moved, random_affine
 from hilum.train.recipe import AugmentRecipe
 
-SIDE = 12
+SIDE = 8
 """Cells of a box along each axis."""
 DIFFERS_HU = 15.0
 """Mean difference over 3x3x3 voxels from which two scans look different; noise of one scan stays below."""
@@ -64,9 +66,56 @@ class Boxes:
     keys: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Seats:
+    """Where boxes of some scans of one patient may lie: a function of the scans alone, worked out once.
+
+    Args:
+        labels: (S, D), NaN where siblings can say nothing. cells: of a scan along each axis.
+        opened, different: of each finding that came or went and has a gate, the cells of its gate, and those
+            of them where siblings differ (all, if they differ in none): bits of a mask, packed.
+    """
+
+    labels: Labels
+    cells: tuple[int, int, int]
+    opened: dict[int, np.ndarray]
+    different: dict[int, np.ndarray]
+
+    def draw(self, generator: torch.Generator) -> tuple[int, int, int]:
+        """A voxel that a box will hold; one of them must have a gate."""
+        finding = list(self.opened)[_below(len(self.opened), generator)]
+        found = (
+            self.different if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT else self.opened
+        )
+        at = np.flatnonzero(np.unpackbits(found[finding], count=math.prod(self.cells)))
+        x, y, z = np.unravel_index(at[_below(len(at), generator)], self.cells)
+        return 2 * int(x), 2 * int(y), 2 * int(z)
+
+
+def seats_of(siblings: Sequence[Sample], unknown: torch.Tensor) -> Seats:
+    """Of scans on one grid.
+
+    Args:
+        unknown: bool (D,), findings that siblings can say nothing of.
+    """
+    labels = torch.stack([one.labels for one in siblings]).masked_fill(unknown, torch.nan)
+    organs = reduce(torch.maximum, [one.organs for one in siblings])
+    opened = fold(organs[None])[0].unflatten(0, (-1, 8)).amax(1) >= 128
+    gates = {f: gate for f in told(labels) if (gate := opened[list(GATES[f])].any(0)).any()}
+    scans = torch.stack([one.scan for one in siblings])[:, None].float() / 1000
+    different = fold(differ(scans))[0].any(0) if gates else opened[0]
+    both = {f: gate & different if (gate & different).any() else gate for f, gate in gates.items()}
+    x, y, z = opened.shape[1:]
+    return Seats(labels, (x, y, z), _packed(gates), _packed(both))
+
+
+def _packed(masks: dict[int, torch.Tensor]) -> dict[int, np.ndarray]:
+    return {f: np.packbits(mask.cpu().numpy()) for f, mask in masks.items()}
+
+
 def draw_box(
     siblings: Sequence[Sample],
-    unknown: torch.Tensor,
+    seats: Seats,
     spacing_mm: float,
     recipe: AugmentRecipe,
     generator: torch.Generator,
@@ -74,27 +123,22 @@ def draw_box(
     """A box of some scans of one patient; None if no finding came or went, or none of them has a gate.
 
     Args:
-        siblings: on one grid. unknown: bool (D,), findings that siblings can say nothing of.
+        seats: of these scans.
     """
-    labels = torch.stack([one.labels for one in siblings]).masked_fill(unknown, torch.nan)
-    # where a finding is, its organ may have grown: the largest share in any of them
-    organs = reduce(torch.maximum, [one.organs for one in siblings])
-    seat = _seat(siblings, organs, told(labels), generator)
-    if seat is None:
+    if not seats.opened:
         return None
-    shape = siblings[0].grid.shape
+    seat, shape = seats.draw(generator), siblings[0].grid.shape
     theta = random_affine(shape, spacing_mm, recipe, generator)
-    cells = [n // 2 for n in shape]
-    own = [_side(at // 2, n, generator) for at, n in zip(moved(seat, theta, shape), cells, strict=True)]
+    own = [_side(at // 2, n, generator) for at, n in zip(moved(seat, theta, shape), seats.cells, strict=True)]
     # `model.bands` pools pairs of cells: crops begin and end as the whole scan's pairs do
     near = [
         slice(max(0, at.start - BOX_REACH) // 2 * 2, min(n, at.stop + BOX_REACH + 1) // 2 * 2)
-        for at, n in zip(own, cells, strict=True)
+        for at, n in zip(own, seats.cells, strict=True)
     ]
     voxels = tuple(slice(2 * at.start, 2 * at.stop) for at in near)
     inner = tuple(slice(at.start - by.start, at.stop - by.start) for at, by in zip(own, near, strict=True))
-    scans, shares = augment_siblings(siblings, organs, theta, voxels, recipe, generator)  # type: ignore[arg-type]
-    return box_of(scans, shares, labels, inner)
+    scans, shares = augment_siblings(siblings, theta, voxels, recipe, generator)  # type: ignore[arg-type]
+    return box_of(scans, shares, seats.labels, inner)
 
 
 def told(labels: Labels) -> list[int]:
@@ -131,25 +175,6 @@ def largest_around(x: torch.Tensor) -> torch.Tensor:
             torch.maximum(part, x.narrow(axis, there, n), out=part)
         x = whole
     return x
-
-
-def _seat(
-    siblings: Sequence[Sample], organs: torch.Tensor, findings: Sequence[int], generator: torch.Generator
-) -> tuple[int, int, int] | None:
-    """A voxel that the box will hold."""
-    opened = fold(organs[None])[0].unflatten(0, (-1, 8)).amax(1) >= 128
-    places = {f: opened[list(GATES[f])].any(0) for f in findings}
-    places = {f: place for f, place in places.items() if bool(place.any())}
-    if not places:
-        return None
-    place = places[list(places)[_below(len(places), generator)]]
-    if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT:
-        scans = torch.stack([one.scan for one in siblings])[:, None].float() / 1000
-        different = place & fold(differ(scans))[0].any(0)
-        place = different if bool(different.any()) else place
-    cells = place.nonzero()
-    x, y, z = (2 * cells[_below(len(cells), generator)]).tolist()
-    return x, y, z
 
 
 def _side(at: int, cells: int, generator: torch.Generator) -> slice:

@@ -19,7 +19,7 @@ from hilum.objective.gather import world
 from hilum.train.ahead import ahead
 from hilum.train.augment import augment, augment_finer
 from hilum.train.batch import Batch, FineView, Learns, Phase, ReportRow
-from hilum.train.boxes import Box, Boxes, draw_box
+from hilum.train.boxes import Box, Boxes, Seats, draw_box, seats_of
 from hilum.train.ema import Average
 from hilum.train.loop import Progress
 from hilum.train.loop import train as run_task
@@ -156,20 +156,23 @@ def make_boxes(
     preset: Preset,
     unknown: torch.Tensor,
     device: torch.device,
+    known: dict[tuple[Path, ...], Seats],
 ) -> Boxes:
     """What a step that compares siblings in boxes sees: each box from other patients.
 
     Args:
         unknown: findings that siblings always share (`shared_of`): boxes can say nothing of them.
+        known: where boxes of scans lie that earlier steps saw; this one's are added.
     """
     found, keys = list[Box](), list[str]()
     for at in range(step * recipe.objective.boxes, (step + 1) * recipe.objective.boxes):
         patient = patients[pick(at, len(patients), recipe.seed)]
         # the first scan is what the others are follow-ups of
-        paths = [patient[0], *pick_scans(patient[1:], recipe.optim.box_scans - 1, at, recipe.seed)]
+        paths = (patient[0], *pick_scans(patient[1:], recipe.optim.box_scans - 1, at, recipe.seed))
         siblings = [load(path, finer=False).to(device) for path in paths]
+        seats = known.get(paths) or known.setdefault(paths, seats_of(siblings, unknown.to(device)))
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_033 + at)
-        box = draw_box(siblings, unknown.to(device), preset.prep.spacing_mm, recipe.augment, generator)
+        box = draw_box(siblings, seats, preset.prep.spacing_mm, recipe.augment, generator)
         if box is not None:
             found.append(box)
             keys += [one.key for one in siblings]
@@ -287,12 +290,12 @@ class PhantomTask:
         return ahead(self._made(start, device))
 
     def _made(self, start: int, device: torch.device) -> Iterator[dict[str, Batch] | Boxes]:
-        bank = self.bank and self.bank.to(device)
+        bank, known = self.bank and self.bank.to(device), dict[tuple[Path, ...], Seats]()
         for step in range(start, self.steps):
             learns = phase_of(step, self.recipe.optim).learns
             seen = patients_of(self.patients, learns)
             if learns == "boxes":
-                yield make_boxes(seen, step, self.recipe, self.preset, self.shared, device)
+                yield make_boxes(seen, step, self.recipe, self.preset, self.shared, device, known)
                 continue
             patient = seen[pick(step, len(seen), self.recipe.seed)]
             finer = learns == "outlines"

@@ -17,7 +17,7 @@ from hilum.objective.siblings import inherited
 from hilum.tensors import GateRows, OrganTruth
 from hilum.text.vocabulary import GATES, ORGAN_CHANNELS, ORGAN_OF
 from hilum.train.batch import Batch
-from hilum.train.boxes import Boxes
+from hilum.train.boxes import Box, Boxes
 from hilum.train.methods.scan_labels import scan_loss
 from hilum.train.recipe import ObjectiveRecipe
 
@@ -35,6 +35,8 @@ GATE_ML = {
 """About how large each organ channel is in a grown-up; only `voxel_scale` asks."""
 OWN = 0.75
 """How much a finding's own size weighs in `voxel_scale` beside that of its gate."""
+THIN = 4
+"""Of how many cells in which siblings look alike a box reads one."""
 LOUD = 0.01
 """Keeps the loss of a box near 1."""
 
@@ -124,16 +126,26 @@ def box_loss(model: YNet, seen: Boxes, preset: Preset, recipe: ObjectiveRecipe) 
     # a gradient, if of nothing, even where no box could be drawn
     loss = 0.0 * weight.sum()
     for box in seen.boxes:
-        # a cell outside every gate says nothing
-        where = box.gates.flatten(1).any(1).nonzero().flatten()
+        where, counts = asked_cells(box)
         cells = [one.pick(where) for one in model.anomaly_box(box.scan, box.shares, box.inner)]
         low, high = (torch.stack(x) for x in zip(*map(model.anomaly_heads.rows, cells), strict=True))
         votes = inherited(
-            low, high, box.gates[where], box.labels, box.differs[where],
+            low, high, box.gates[where], box.labels, box.differs[where], counts,
             explain=recipe.explain, votes_for=recipe.votes_for,
         )  # fmt: skip
         loss = loss + (votes * scale).sum()
     return loss / recipe.boxes
+
+
+def asked_cells(box: Box) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which cells of a box are read (N,), and for how many each stands: all where siblings differ, and one
+    in `THIN` of the others, which can only say that nothing is there and resemble their neighbours. A cell
+    outside every gate says nothing."""
+    where = box.gates.flatten(1).any(1).nonzero().flatten()
+    alike = ~box.differs[where].any(1)
+    kept = ~alike
+    kept[alike.nonzero().flatten()[::THIN]] = True
+    return where[kept], torch.where(alike[kept], float(THIN), 1.0)
 
 
 def voxel_scale(preset: Preset) -> torch.Tensor:
