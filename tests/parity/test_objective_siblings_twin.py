@@ -24,9 +24,8 @@ def slow(low, high, gate, labels, differs, counts, *, explain, votes_for):
                         losses[f] = losses[f] + counts[n] * torch.log1p(high[s, n, f, v].exp())
                         losses[f] = losses[f] + counts[n] * torch.log1p(low[s, n, f].exp())
                     elif column[s] == 1 and 0.0 in column and differs[n, v]:
-                        weight = (
-                            counts[n] * votes_for * (vote(high, gate, labels, s, n, f, v) if explain else 1.0)
-                        )
+                        share = vote(high, gate, labels, s, n, f, v) if explain else 1.0
+                        weight = counts[n] * votes_for * share
                         losses[f] = losses[f] + weight * torch.log1p((-high[s, n, f, v]).exp())
                         losses[f] = losses[f] + weight * torch.log1p((-low[s, n, f]).exp())
     return torch.stack(losses)

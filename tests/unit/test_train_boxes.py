@@ -20,7 +20,7 @@ from hilum.text.vocabulary import GATES, INDEX, ORGAN_CHANNELS
 from hilum.train.augment import augment_siblings, moved, random_affine, sampled_at, warp
 from hilum.train.boxes import SIDE, Box, box_of, draw_box, largest_around, seats_of, told
 from hilum.train.ema import Average
-from hilum.train.methods.exact_small import voxel_scale
+from hilum.train.methods.exact_small import THIN, asked_cells, voxel_scale
 from hilum.train.phantom_task import PhantomTask, family_labels, make_boxes, phase_of, shared_of, train
 from hilum.train.recipe import AugmentRecipe, OptimRecipe, Recipe
 from hilum.train.run import write_card
@@ -278,6 +278,16 @@ def test_a_network_without_organs_begins_with_their_encoder(tmp_path):
     take_organs(cam, str(tmp_path))
     own, theirs = cam.encoder.state_dict(), other.encoder.state_dict()
     assert all(torch.equal(own[k], theirs[k]) for k in theirs) and torch.equal(cam.head.weight, head)
+
+
+def test_cells_that_look_alike_are_thinned_and_stand_for_all_of_them():
+    box = whole()
+    where, counts = asked_cells(box)
+    opened, differs = box.gates.flatten(1).any(1), box.differs.any(1)
+    assert opened[where].all() and bool(opened[differs].any())
+    assert set(where[counts == 1].tolist()) == set((opened & differs).nonzero().flatten().tolist())
+    assert (counts[~differs[where]] == THIN).all()
+    assert abs(float(counts.sum()) - int(opened.sum())) < THIN
 
 
 def test_the_largest_around_is_that_of_max_pooling():

@@ -84,10 +84,9 @@ class Seats:
     def draw(self, generator: torch.Generator) -> tuple[int, int, int]:
         """A voxel that a box will hold; one of them must have a gate."""
         finding = list(self.opened)[_below(len(self.opened), generator)]
-        found = (
-            self.different if float(torch.rand((), generator=generator)) < WHERE_DIFFERENT else self.opened
-        )
-        at = np.flatnonzero(np.unpackbits(found[finding], count=math.prod(self.cells)))
+        where_different = float(torch.rand((), generator=generator)) < WHERE_DIFFERENT
+        bits = (self.different if where_different else self.opened)[finding]
+        at = np.flatnonzero(np.unpackbits(bits, count=math.prod(self.cells)))
         x, y, z = np.unravel_index(at[_below(len(at), generator)], self.cells)
         return 2 * int(x), 2 * int(y), 2 * int(z)
 
@@ -101,11 +100,13 @@ def seats_of(siblings: Sequence[Sample], unknown: torch.Tensor) -> Seats:
     labels = torch.stack([one.labels for one in siblings]).masked_fill(unknown, torch.nan)
     organs = reduce(torch.maximum, [one.organs for one in siblings])
     opened = fold(organs[None])[0].unflatten(0, (-1, 8)).amax(1) >= 128
-    gates = {f: gate for f in told(labels) if (gate := opened[list(GATES[f])].any(0)).any()}
-    scans = torch.stack([one.scan for one in siblings])[:, None].float() / 1000
-    different = fold(differ(scans))[0].any(0) if gates else opened[0]
-    both = {f: gate & different if (gate & different).any() else gate for f, gate in gates.items()}
     x, y, z = opened.shape[1:]
+    gates = {f: gate for f in told(labels) if (gate := opened[list(GATES[f])].any(0)).any()}
+    if not gates:
+        return Seats(labels, (x, y, z), {}, {})
+    scans = torch.stack([one.scan for one in siblings])[:, None].float() / 1000
+    different = fold(differ(scans))[0].any(0)
+    both = {f: gate & different if (gate & different).any() else gate for f, gate in gates.items()}
     return Seats(labels, (x, y, z), _packed(gates), _packed(both))
 
 

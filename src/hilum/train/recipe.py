@@ -111,7 +111,7 @@ class ObjectiveRecipe(Strict):
         0.0, ge=0, description="weight of ranking a patient's scans by probability; needs optim.scans > 1"
     )
     rank_weight: float = Field(0.0, ge=0, description="weight of ranking them by log-sum-exp of all voxels")
-    boxes: int = Field(6, ge=1, description="boxes of a patient per step of optim.box_steps")
+    boxes: int = Field(6, ge=1, description="boxes per step of optim.box_steps, each of another patient")
     explain: bool = Field(True, description="findings of a scan share each voxel's vote (objective.siblings)")
     votes_for: float = Field(1.0, gt=0, description="weight of a voxel's vote for a finding; against: 1")
     coarse_weight: float = Field(0.5, ge=0, description="weight of the coarse organ heads of a deep network")
